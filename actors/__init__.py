@@ -1,0 +1,1 @@
+"""Environments, expert policies, rollouts and evaluation."""

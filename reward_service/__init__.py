@@ -1,0 +1,1 @@
+"""Frames in, learned rewards out: histories, estimators, standardisation, batching."""
