@@ -1,0 +1,24 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Returns `golden(name) -> Path` of one folder of golden tensors; skips where they are absent."""
+    root = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
+
+    def folder(name: str) -> Path:
+        path = root / name
+        if not path.is_dir():
+            pytest.skip(f"golden tensors not found at {path}; set GOLDEN_DIR")
+        return path
+
+    return folder
