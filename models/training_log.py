@@ -45,9 +45,10 @@ class TrainingLog:
         self.path = self.folder / "metrics.jsonl"
         self.total_steps = total_steps
         self._progress = progress
-        self._started_s = time.monotonic() - (self._rewind(resume_step) if resume_step is not None else 0.0)
+        spent_s = self._rewind(resume_step) if resume_step is not None else 0.0
         self._file = self.path.open("a", buffering=1)
         self._writer = _tensorboard_writer(self.folder / "tensorboard", resume_step) if tensorboard else None
+        self._started_s = time.monotonic() - spent_s
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs one line of metrics.
