@@ -1,0 +1,34 @@
+# Two commands: `make demo` runs the main job, `make test` runs every test. Both set everything up first.
+PYTHON ?= python3
+VENV ?= .venv
+# Where torch comes from. Without a GPU: make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_INDEX_URL ?=
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test lint format clean-setup
+help:
+	@echo "make setup   virtual environment with pinned dependencies, project installed, software GL checked"
+	@echo "make demo    the main job on this machine: videos -> reward -> policy, about 15 minutes on 2 cores"
+	@echo "make test    the whole test suite"
+	@echo "make lint    ruff and mypy"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt launch/setup.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" bash launch/setup.sh
+	@touch $@
+
+demo: setup
+	$(BIN)/python launch/demo.py $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean-setup:
+	rm -rf $(VENV)

@@ -1,0 +1,127 @@
+"""Blocks of episodes on their way: rollout.collect -> reward.score -> shard.insert, owned by the driver.
+
+The driver submits all three calls and holds every reference, so frames survive the rollout actor that made
+them, and a failed block is rolled out again under the same id (inserting it twice stores it once).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from launch.failures import describe, is_process_failure
+from launch.system import System
+
+MAX_ATTEMPTS = 20
+
+
+@dataclass
+class Block:
+    """One block in flight.
+
+    Attributes:
+        block_id: Stable over retries; episode ids derive from it.
+        slot: Index of the rollout actor.
+        global_agent_steps: Agent steps submitted before this block, for the exploration schedule.
+        episodes: Number of episodes.
+        attempts: How often it was submitted.
+    """
+
+    block_id: str
+    slot: int
+    global_agent_steps: int
+    episodes: int
+    attempts: int = 0
+    refs: tuple[Any, ...] = field(default=(), repr=False)
+
+
+class BlockPipeline:
+    """Keeps every rollout actor busy with at most one block and reports what was acknowledged.
+
+    Args:
+        system: Actor handles.
+        episodes_per_block: Episodes of one collect call.
+        episode_steps: Agent steps of an episode.
+        first_block: Number of the first block (a resumed run goes on counting).
+        on_done: Called with (block, acknowledgement, meta) for each acknowledged block.
+        on_event: Called with a sentence when a block has to be rolled out again.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        *,
+        episodes_per_block: int,
+        episode_steps: int,
+        first_block: int,
+        on_done: Callable[[Block, Mapping[str, Any], Mapping[str, Any]], None],
+        on_event: Callable[[str], None],
+    ) -> None:
+        self._system = system
+        self._episodes_per_block = episodes_per_block
+        self._block_steps = episodes_per_block * episode_steps
+        self._next_block = first_block
+        self._on_done = on_done
+        self._on_event = on_event
+        self._idle = list(range(len(system.rollouts)))
+        self.in_flight: dict[Any, Block] = {}
+
+    @property
+    def steps_in_flight(self) -> int:
+        """Agent steps submitted and not yet acknowledged."""
+        return len(self.in_flight) * self._block_steps
+
+    @property
+    def next_block(self) -> int:
+        """Number of the next block, for the checkpoint."""
+        return self._next_block
+
+    def start(self, submitted_steps: int, allowed_steps: int) -> None:
+        """Gives idle rollout actors a block each while whole blocks fit into `allowed_steps`."""
+        while self._idle and allowed_steps >= self._block_steps:
+            block = Block(
+                f"b{self._next_block:07d}", self._idle.pop(0), submitted_steps, self._episodes_per_block
+            )
+            self._next_block += 1
+            self._submit(block)
+            submitted_steps += self._block_steps
+            allowed_steps -= self._block_steps
+
+    def _submit(self, block: Block) -> None:
+        block.attempts += 1
+        number = int(block.block_id[1:])
+        system = self._system
+        episodes, meta = (
+            system.rollouts[block.slot]
+            .collect.options(num_returns=2)
+            .remote(block.block_id, block.episodes, block.global_agent_steps)
+        )
+        scores = None
+        if system.rewards:
+            scores = system.rewards[number % len(system.rewards)].score.remote(episodes)
+        shard = system.shards[number % len(system.shards)]
+        done = shard.insert.remote(block.block_id, episodes, scores)
+        block.refs = (episodes, meta, scores)
+        self.in_flight[done] = block
+
+    def handle(self, done: Any) -> None:
+        """Takes the result of one finished insert.
+
+        Raises:
+            RuntimeError: if the block failed for a reason that a retry cannot mend.
+        """
+        block = self.in_flight.pop(done)
+        try:
+            acknowledgement, meta = ray.get([done, block.refs[1]])
+        except ray.exceptions.RayError as error:
+            if not is_process_failure(error) or block.attempts >= MAX_ATTEMPTS:
+                raise RuntimeError(f"block {block.block_id} failed: {describe(error)}") from error
+            self._on_event(f"block {block.block_id} is rolled out again after {describe(error)}")
+            self._submit(block)
+            return
+        block.refs = ()
+        self._idle.append(block.slot)
+        self._on_done(block, acknowledgement, meta)

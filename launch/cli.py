@@ -1,0 +1,198 @@
+"""The command line shared by every verb: Hydra overrides in, a validated settings object out.
+
+Hydra composes `configs/<verb>.yaml`; this file turns what can go wrong on the way into one readable line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """Bad input of the user; printed without a traceback."""
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """A sentence with the nearest valid names, then all of them."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    shown = ", ".join(valid[:40]) + (", ..." if len(valid) > 40 else "")
+    return f"{hint}Valid: {shown}"
+
+
+def group_options(group: str) -> list[str]:
+    """Names that can be chosen for a config group, for example every task."""
+    return sorted(p.stem for p in (CONFIG_DIR / group).glob("*.yaml") if not p.stem.startswith("_"))
+
+
+def config_groups() -> list[str]:
+    """Config groups: task, reward, preset, cluster, ..."""
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
+
+
+def _flatten(config: DictConfig, prefix: str = "") -> Iterable[str]:
+    for key in config:
+        node = config._get_node(key)
+        yield f"{prefix}{key}"
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield from _flatten(node, f"{prefix}{key}.")
+
+
+def _check_overrides(overrides: Sequence[str], verb: str) -> None:
+    """Refuses unknown groups, options and keys before Hydra sees them, naming the nearest valid ones."""
+    used_groups = set(_verb_groups(verb))
+    base: DictConfig | None = None
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UsageError(f"argument {override!r} is not of the form key=value; see --help")
+        if key.startswith(("+", "~")):
+            raise UsageError(f"argument {override!r}: '+' and '~' are not supported, every key is known beforehand")
+        if key in used_groups:
+            if value not in group_options(key):
+                raise UsageError(f"unknown {key} {value!r}; {suggest(value, group_options(key))}")
+            continue
+        if base is None:
+            chosen = [o for o in overrides if o.partition("=")[0] in used_groups]
+            base = _compose(verb, chosen)
+        keys = list(_flatten(base))
+        if key not in keys:
+            # A typo in the last part is as likely as a wrong path: compare both.
+            tails = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
+            near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+            hint = " or ".join(repr(k) for k in dict.fromkeys(tails[:3] + near))
+            raise UsageError(
+                f"unknown key {key!r}; " + (f"did you mean {hint}? " if hint else "") + "`--help` lists every key"
+            )
+
+
+def _verb_groups(verb: str) -> list[str]:
+    defaults = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml").get("defaults", [])
+    return [next(iter(entry)) for entry in defaults if not isinstance(entry, str)]
+
+
+def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose(verb, overrides=list(overrides))
+
+
+def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """Composes `configs/<verb>.yaml` with overrides and resolves interpolations.
+
+    Args:
+        verb: Name of the root config, for example "train".
+        overrides: `key=value` strings.
+
+    Raises:
+        UsageError: for unknown groups, options or keys and for values that Hydra cannot parse.
+    """
+    _check_overrides(overrides, verb)
+    try:
+        config = _compose(verb, overrides)
+        OmegaConf.resolve(config)
+    except (hydra.errors.HydraException, OmegaConfBaseException) as error:
+        raise UsageError(f"cannot compose the configuration: {str(error).strip().splitlines()[0]}") from error
+    return config
+
+
+def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Builds a (nested) frozen dataclass from a mapping, refusing unknown or missing keys by name.
+
+    Args:
+        cls: The dataclass; nested dataclass fields are built recursively, lists become tuples.
+        values: Values by field name.
+        path: Dotted path of `values`, for messages.
+
+    Raises:
+        UsageError: naming the key, the value and what is allowed.
+    """
+    names = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in names:
+            raise UsageError(f"unknown key {path + key!r}; {suggest(key, names)}")
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        built[key] = _convert(hints[key], value, f"{path}{key}")
+    try:
+        return cls(**built)
+    except (TypeError, ValueError) as error:
+        where = path.rstrip(".") or "configuration"
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    options = [hint, *get_args(hint)]
+    nested = next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
+    if nested is not None and isinstance(value, (Mapping, DictConfig)):
+        return build(nested, value, f"{path}.")
+    if isinstance(value, (list, ListConfig)):
+        return tuple(value)
+    if isinstance(value, DictConfig):
+        return OmegaConf.to_container(value, resolve=True)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = {int, float, str, bool}
+    if plain & set(options) and value is not None and not any(isinstance(value, o) for o in plain & set(options)):
+        expected = " or ".join(sorted(o.__name__ for o in plain & set(options)))
+        raise UsageError(f"{path} must be {expected}, got {value!r}")
+    return value
+
+
+def help_text(verb: str, description: str) -> str:
+    """What `--help` prints: usage, groups with their options, every key with its default."""
+    lines = [description.strip(), "", f"usage: python launch/{verb}.py [key=value ...] [--cfg] [--help]", ""]
+    for group in _verb_groups(verb):
+        lines.append(f"  {group}= {' | '.join(group_options(group))}")
+    lines += ["", "Keys and defaults (comments in configs/ and docstrings of the settings say more):", ""]
+    text = OmegaConf.to_yaml(_compose(verb, []))
+    lines += [f"  {line}" for line in text.splitlines()]
+    return "\n".join(lines)
+
+
+def main(verb: str, description: str, run: Callable[[DictConfig], int | None]) -> None:
+    """Entry point of a script: parse, compose, run; user errors end with exit code 2 and one message.
+
+    Args:
+        verb: Root config name.
+        description: Shown by `--help`.
+        run: Called with the composed config; may return an exit code.
+    """
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(verb, description))
+        return
+    show_config = "--cfg" in arguments
+    overrides = [a for a in arguments if a != "--cfg"]
+    try:
+        config = compose(verb, overrides)
+        if show_config:
+            print(OmegaConf.to_yaml(config))
+            return
+        code = run(config)
+    except (ValueError, FileNotFoundError, FileExistsError, OSError, RuntimeError) as error:
+        if os.environ.get("DRR_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)

@@ -1,0 +1,185 @@
+"""The main job from start to end on this machine: expert videos -> video diffusion reward -> policy.
+
+Runs the same commands that a person would, one after the other, and ends with a table.
+
+    make demo                     (or: python launch/demo.py task=door-close seed=0 out=<new folder>)
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from launch import cli
+from launch.cli import UsageError
+from launch.run_folder import RunFolder
+from launch.settings import absolute_path
+from models.files import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+OTHERS = ("random", "half", "noisy")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the demo and how long it took."""
+
+    name: str
+    seconds: float
+
+
+class Demo:
+    """Runs the commands and remembers their times.
+
+    Args:
+        config: Composed `configs/demo.yaml`.
+        out: New folder for everything the demo makes.
+    """
+
+    def __init__(self, config: DictConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        self.steps: list[Step] = []
+
+    def run(self) -> None:
+        """All steps in order.
+
+        Raises:
+            RuntimeError: naming the command that failed.
+        """
+        config, out = self.config, self.out
+        common = [f"task={config.env.task}", f"preset={config.preset_name}"]
+        expert = f"videos={out}/data/expert"
+        self._step(
+            "expert videos",
+            ["collect", *common, f"episodes={config.expert_episodes}", f"seed={config.seed}", f"out={out}/data/expert"],
+        )
+        for behaviour in OTHERS:
+            self._step(
+                f"{behaviour} videos",
+                [
+                    "collect",
+                    *common,
+                    f"behaviour={behaviour}",
+                    f"episodes={config.other_episodes}",
+                    "validation_every=0",
+                    f"seed={config.seed + 1}",
+                    f"out={out}/data/{behaviour}",
+                ],
+            )
+        data = [f"data={out}/data/expert", f"seed={config.seed}"]
+        self._step("codec", ["pretrain", *common, "stage=codec", *data, f"out={out}/codec"])
+        self._step(
+            "video model",
+            ["pretrain", *common, "stage=video", *data, f"codec_checkpoint={out}/codec", f"out={out}/video"],
+        )
+        against = ",".join([*(f"{out}/data/{b}" for b in OTHERS), "frozen"])
+        self._step(
+            "reward quality",
+            [
+                "score",
+                *common,
+                f"checkpoint={out}/video",
+                expert,
+                "split=validation",
+                f"against=[{against}]",
+                f"out={out}/score",
+            ],
+        )
+        self._step(
+            "reinforcement learning",
+            [
+                "train",
+                *common,
+                f"reward={config.reward_name}",
+                *([f"reward.checkpoint={out}/video"] if config.reward_name == "diffusion" else []),
+                f"seed={config.seed}",
+                f"out={out}/run",
+            ],
+        )
+        self._step(
+            "evaluation",
+            ["evaluate", f"run={out}/run", f"episodes={config.final_episodes}", "videos=3", f"out={out}/evaluation"],
+        )
+
+    def _step(self, name: str, arguments: list[str]) -> None:
+        command = [f"launch/{arguments[0]}.py", *arguments[1:]]
+        print(f"\n=== {name}\n$ python {' '.join(command)}", flush=True)
+        start_s = time.monotonic()
+        code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+        if code != 0:
+            raise RuntimeError(f"step '{name}' failed with exit code {code}; the message above says why")
+        self.steps.append(Step(name, time.monotonic() - start_s))
+
+    def table(self, total_s: float) -> Table:
+        """What was found, for the end of the demo."""
+        rows = list(RunFolder(self.out / "run").metric_lines())
+        evaluations = [row for row in rows if row["phase"] == "eval"]
+        training = [row for row in rows if row["phase"] == "train"]
+        last = training[-1]
+        evaluation = read_json(self.out / "evaluation" / "summary.json")
+        table = Table(title=f"{self.config.env.task}, reward={self.config.reward_name}", show_header=False)
+        for row in read_json(self.out / "score" / "summary.json")["against"]:
+            table.add_row(
+                f"reward AUC, held-out expert against {row['name']}",
+                f"{row['auc_per_episode']:.2f} per episode, {row['auc_per_frame']:.2f} per frame",
+            )
+        before = evaluations[0]
+        table.add_row("success before training", f"{before['success_rate']:.0%} of {before['episodes']} episodes")
+        table.add_row(
+            "success after training",
+            f"{evaluation['success_rate']:.0%} of {evaluation['episodes']} episodes "
+            f"[95 %: {evaluation['success_low']:.0%} to {evaluation['success_high']:.0%}]",
+        )
+        table.add_row("agent steps, frames, updates", f"{last['agent_steps']:,}, {last['frames']:,}, {last['updates']:,}")
+        table.add_row("agent steps/s", _mean(training, "agent_steps_per_s"))
+        table.add_row("updates/s", _mean(training, "updates_per_s"))
+        table.add_row("reward frames/s (while computing)", _mean(training, "reward_frames_per_s"))
+        table.add_row("time", f"{total_s:.0f} s: " + ", ".join(f"{s.name} {s.seconds:.0f} s" for s in self.steps))
+        table.add_row("run folder", str(self.out / "run"))
+        table.add_row("videos", str(self.out / "evaluation"))
+        table.add_row("TensorBoard", f"{Path(sys.executable).parent / 'tensorboard'} --logdir {self.out}")
+        return table
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> str:
+    values = [row[name] for row in rows if row.get(name)]
+    return f"{sum(values) / len(values):,.1f}" if values else "not measured"
+
+
+def run_demo(config: DictConfig) -> int:
+    """Runs the demo into a new folder and prints the table.
+
+    Raises:
+        UsageError: if the folder exists.
+    """
+    default = f"runs/demo_{config.env.task}_{time.strftime('%Y%m%d-%H%M%S')}"
+    out = absolute_path(config.out if config.out is not None else default, "out")
+    if out.exists():
+        raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
+    out.mkdir(parents=True)
+    start_s = time.monotonic()
+    demo = Demo(config, out)
+    demo.run()
+    print()
+    Console(soft_wrap=True).print(demo.table(time.monotonic() - start_s))
+    return 0
+
+
+def main() -> None:
+    """Entry point of `make demo`."""
+    cli.main("demo", __doc__ or "", run_demo)
+
+
+if __name__ == "__main__":
+    main()

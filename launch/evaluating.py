@@ -1,0 +1,109 @@
+"""One evaluation in the course of training: weights out, episodes back, learned reward, videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from launch.failures import describe, is_process_failure
+from launch.run_folder import RunFolder
+from launch.settings import TrainSettings
+from launch.system import System
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What one evaluation found.
+
+    Attributes:
+        metrics: Numbers for metrics.jsonl.
+        videos: Frames with the reward drawn under them, (T, H, W, 3) uint8, by name.
+        summary: One line for the console.
+    """
+
+    metrics: dict[str, float]
+    videos: dict[str, np.ndarray]
+    summary: str
+
+
+class EvaluationRun:
+    """Two asynchronous steps: roll out with the newest weights, then score the episodes for the videos.
+
+    Args:
+        settings: Everything configurable.
+        system: Actor handles.
+        folder: Run folder, for `videos/`.
+        version_ref: Resolves to the weight version to evaluate.
+        agent_steps: When, for the log.
+    """
+
+    def __init__(
+        self, settings: TrainSettings, system: System, folder: RunFolder, version_ref: Any, agent_steps: int
+    ) -> None:
+        self._settings, self._system, self._folder = settings, system, folder
+        self.agent_steps = agent_steps
+        self._version_ref = version_ref
+        self._summary: dict[str, Any] | None = None
+        self._episodes: Any = None
+        self._submit()
+
+    def _submit(self) -> None:
+        settings = self._settings
+        self._summary = None
+        self.ref, self._episodes = self._system.evaluator.evaluate.options(num_returns=2).remote(
+            self._version_ref, settings.eval_episodes, settings.eval_videos
+        )
+
+    def advance(self, ref: Any, on_recovery: Callable[[str], None]) -> EvaluationResult | None:
+        """Takes the result of the step in flight and starts the next one.
+
+        Returns:
+            The result after the last step, else None.
+
+        Raises:
+            RuntimeError: if evaluation failed for a reason that a retry cannot mend.
+        """
+        try:
+            value = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            if not is_process_failure(error):
+                raise RuntimeError(f"evaluation failed: {describe(error)}") from error
+            on_recovery(f"evaluation starts again after {describe(error)}")
+            self._version_ref = self._system.learner.publish.remote()
+            self._submit()
+            return None
+        if self._summary is None:
+            self._summary = value
+            if self._settings.eval_videos == 0:
+                return self._result([], None)
+            rewards = self._system.rewards
+            self.ref = rewards[0].score.remote(self._episodes) if rewards else self._episodes
+            return None
+        episodes = ray.get(self._episodes)
+        return self._result(episodes, value if self._system.rewards else None)
+
+    def _result(self, episodes: list[Any], frame_rewards: list[np.ndarray] | None) -> EvaluationResult:
+        from actors.overlay import draw_rewards, write_video
+
+        assert self._summary is not None
+        metrics = dict(self._summary)
+        videos: dict[str, np.ndarray] = {}
+        for number, episode in enumerate(episodes):
+            rewards = None if frame_rewards is None else frame_rewards[number]
+            frames = draw_rewards(episode, rewards)
+            path = self._folder.path / "videos" / f"eval_{self.agent_steps:09d}_{number}.mp4"
+            if not path.exists():
+                write_video(path, frames, self._settings.video_fps)
+            videos[f"eval/episode_{number}"] = frames
+        if frame_rewards:
+            metrics["learned_return"] = float(np.mean([r[1:].sum() for r in frame_rewards]))
+        summary = (
+            f"evaluation at {self.agent_steps:,} agent steps: success {metrics['success_rate']:.0%} "
+            f"[{metrics['success_low']:.0%}, {metrics['success_high']:.0%}] of {metrics['episodes']} episodes, "
+            f"weights of update {metrics['weight_version']}"
+        )
+        return EvaluationResult(metrics, videos, summary)

@@ -1,0 +1,66 @@
+"""Telling a dead process (retry) from a fault of the program or its input (stop and say so)."""
+
+from __future__ import annotations
+
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+PROCESS_FAILURES = (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception behind Ray's wrappers."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        if isinstance(inner, BaseException):
+            error = inner
+    return error
+
+
+def is_process_failure(error: BaseException) -> bool:
+    """Whether a process or node died, as opposed to an exception raised by our own code."""
+    return isinstance(error, PROCESS_FAILURES) or isinstance(root_cause(error), PROCESS_FAILURES)
+
+
+def describe(error: BaseException) -> str:
+    """One line that a person can act on."""
+    cause = root_cause(error)
+    if isinstance(cause, PROCESS_FAILURES):
+        return f"a process died ({type(cause).__name__})"
+    text = str(cause).strip()
+    if isinstance(cause, RayTaskError):
+        text = text.splitlines()[-1] if text else text
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+
+
+def get_or_explain(ref: object, what: str, timeout_s: float, hint: str) -> object:
+    """`ray.get` with a time limit and a message that names what was waited for.
+
+    Raises:
+        RuntimeError: on a timeout or when the call failed.
+    """
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise RuntimeError(f"{what} did not start within {timeout_s:.0f} s: {hint}") from error
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"{what} failed: {describe(error)}") from error

@@ -1,0 +1,210 @@
+"""Everything configurable about a training run, as validated dataclasses (the Hydra YAML merges into them)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.envs.registry import EnvConfig
+from launch.cli import UsageError, build
+from learner.bonus import BonusConfig
+from learner.drqv2 import DrQV2Config
+from learner.limiter import LimiterConfig
+from learner.replay import ReplayConfig
+from reward_service.config import DiffusionRewardConfig
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """Composition of the total reward: r = (1 - alpha) r_ce + alpha r_bonus + sparse_weight r_sparse.
+
+    Attributes:
+        name: Name shown in logs.
+        frozen: Kind of frozen reward ("diffusion"), or None to train without one.
+        checkpoint: Folder of the reward model; needed if `frozen` is set.
+        alpha: Weight of the exploration bonus, in [0, 1].
+        sparse_weight: Weight of the environment's sparse reward.
+    """
+
+    name: str
+    frozen: str | None = None
+    checkpoint: str | None = None
+    alpha: float = 0.95
+    sparse_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
+        if self.frozen is not None and self.checkpoint is None:
+            raise ValueError(
+                f"reward={self.name} needs a trained reward model: give reward.checkpoint=<folder>, made by "
+                "`python launch/pretrain.py stage=codec` and `stage=video`"
+            )
+
+    @property
+    def learned_weight(self) -> float:
+        """Weight of the frozen, learned reward: 1 - alpha."""
+        return 1.0 - self.alpha
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How episodes are rolled out.
+
+    Attributes:
+        num_actors: Rollout actors, one process each.
+        envs_per_actor: Environments stepped in lockstep by one actor.
+        episodes_per_block: Episodes returned by one call; at least envs_per_actor makes sense.
+        weight_refresh_steps: Agent steps between two looks for newer weights, per environment.
+        num_expl_steps: Agent steps with uniformly random actions at the start.
+    """
+
+    num_actors: int = 4
+    envs_per_actor: int = 1
+    episodes_per_block: int = 1
+    weight_refresh_steps: int = 100
+    num_expl_steps: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("num_actors", "envs_per_actor", "episodes_per_block", "weight_refresh_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Processes and the resources each of them asks Ray for.
+
+    Attributes:
+        address: Ray address; None attaches to the cluster of a submitted job (RAY_ADDRESS), else starts a
+            local Ray.
+        sync: One rollout and no overlap: two runs with one seed give identical metrics.
+        num_shards: Replay shards.
+        num_reward_actors: Reward actors (0 is allowed only without a frozen reward).
+        *_cpus, *_gpus: Resources of one actor of that kind (fractions allowed).
+        *_threads: Torch threads of one actor of that kind.
+        start_timeout_s: How long an actor may take to start before the run gives up.
+        object_store_bytes: Size of a local Ray's object store, or None for Ray's default.
+        include_dashboard: Whether a local Ray starts its dashboard.
+    """
+
+    address: str | None = None
+    sync: bool = False
+    num_shards: int = 1
+    num_reward_actors: int = 1
+    learner_cpus: float = 1.0
+    learner_gpus: float = 0.0
+    learner_threads: int = 1
+    rollout_cpus: float = 1.0
+    rollout_threads: int = 1
+    reward_cpus: float = 1.0
+    reward_gpus: float = 0.0
+    reward_threads: int = 1
+    evaluator_cpus: float = 1.0
+    shard_cpus: float = 0.0
+    start_timeout_s: float = 120.0
+    object_store_bytes: int | None = None
+    include_dashboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_shards", "learner_threads", "rollout_threads", "reward_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training run.
+
+    Attributes:
+        seed: Seed of everything random.
+        total_agent_steps: Budget.
+        eval_every_agent_steps: Agent steps between evaluations.
+        eval_episodes: Episodes per evaluation.
+        eval_videos: How many of them become videos.
+        video_fps: Frames per second of the videos.
+        updates_per_call: Updates of one learner call.
+        publish_every_updates: Updates between two weight versions.
+        prefetch_batches: Batches fetched ahead.
+        checkpoint_every_s: Seconds between checkpoints.
+        keep_checkpoints: How many are kept.
+        log_every_s: Seconds between rows of metrics.jsonl.
+        console: "auto", "live", "lines" or "off".
+    """
+
+    env: EnvConfig
+    reward: RewardSettings
+    frame_reward: DiffusionRewardConfig
+    agent: DrQV2Config
+    bonus: BonusConfig
+    replay: ReplayConfig
+    limiter: LimiterConfig
+    rollout: RolloutSettings
+    cluster: ClusterSettings
+    seed: int = 0
+    total_agent_steps: int = 1_000_000
+    eval_every_agent_steps: int = 10_000
+    eval_episodes: int = 10
+    eval_videos: int = 1
+    video_fps: int = 15
+    updates_per_call: int = 50
+    publish_every_updates: int = 10
+    prefetch_batches: int = 4
+    checkpoint_every_s: float = 300.0
+    keep_checkpoints: int = 2
+    log_every_s: float = 10.0
+    console: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.console not in ("auto", "live", "lines", "off"):
+            raise ValueError(f"console must be auto, live, lines or off, got {self.console!r}")
+        for name in ("total_agent_steps", "eval_every_agent_steps", "eval_episodes", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.eval_videos > self.eval_episodes or self.eval_videos < 0:
+            raise ValueError(f"eval_videos must be in [0, eval_episodes={self.eval_episodes}], got {self.eval_videos}")
+        if self.cluster.sync and self.rollout.num_actors != 1:
+            raise ValueError(f"cluster.sync needs rollout.num_actors=1, got {self.rollout.num_actors}")
+        if self.limiter.tolerance_steps < self.block_steps:
+            raise ValueError(
+                f"limiter.tolerance_steps={self.limiter.tolerance_steps} is smaller than one block of "
+                f"{self.block_steps} agent steps, so no block could ever start; raise it, or lower "
+                "rollout.episodes_per_block"
+            )
+        if self.reward.frozen is not None and self.cluster.num_reward_actors < 1:
+            raise ValueError(f"reward={self.reward.name} needs cluster.num_reward_actors >= 1")
+
+    @property
+    def block_steps(self) -> int:
+        """Agent steps of one block."""
+        return self.rollout.episodes_per_block * self.env.episode_steps
+
+
+SETTINGS_KEYS = tuple(TrainSettings.__dataclass_fields__)
+
+
+def train_settings(config: Mapping[str, Any]) -> TrainSettings:
+    """Builds the settings of a run from the composed configuration.
+
+    Raises:
+        UsageError: naming the key, the value and what is allowed.
+    """
+    return build(TrainSettings, {key: config[key] for key in SETTINGS_KEYS if key in config})
+
+
+def absolute_path(path: str, what: str) -> Path:
+    """Resolves a path of the user; inside a submitted job only absolute ones make sense.
+
+    Raises:
+        UsageError: for a relative path inside a Ray job, whose working directory is a temporary copy.
+    """
+    given = Path(path).expanduser()
+    if not given.is_absolute() and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        raise UsageError(
+            f"{what}={path} is relative, but a submitted job runs in a temporary copy of the working directory: "
+            "give an absolute path that the cluster's nodes can reach"
+        )
+    return given.absolute()

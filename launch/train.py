@@ -1,0 +1,123 @@
+"""Trains a policy with Ray: rollout actors, reward actors, replay shards, one DrQ-v2 learner.
+
+    python launch/train.py task=door-close reward=diffusion reward.checkpoint=<folder> preset=laptop
+    python launch/train.py resume=<run folder>
+    ray job submit --working-dir . -- python launch/train.py task=door-close out=/abs/path ...
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import DictConfig
+
+from launch import cli
+
+from launch.run_folder import RunFolder
+from launch.settings import TrainSettings, absolute_path, train_settings
+
+
+def main() -> None:
+    """Entry point of `python launch/train.py`."""
+    overrides = sys.argv[1:]
+    resumed = [o for o in overrides if o.startswith("resume=") and o != "resume=null"]
+    if resumed:
+        # A resumed run starts from its own overrides, so that only deliberate changes differ.
+        run = RunFolder.open(absolute_path(resumed[-1].partition("=")[2], "resume"))
+        saved = [o for o in run.config().overrides if not o.startswith(("out=", "resume="))]
+        sys.argv[1:] = [*saved, *overrides]
+    cli.main("train", __doc__ or "", run_training)
+
+
+def run_training(config: DictConfig) -> int:
+    """Checks everything cheap, then starts Ray and trains.
+
+    Args:
+        config: Composed configuration.
+
+    Returns:
+        0 when finished, 0 after a clean stop by Ctrl-C or SIGTERM as well.
+    """
+    config.overrides = [a for a in sys.argv[1:] if "=" in a]
+    if config.reward.checkpoint is not None:
+        config.reward.checkpoint = str(absolute_path(config.reward.checkpoint, "reward.checkpoint"))
+    settings = train_settings(config)
+    check_reward_model(settings)
+    folder, wall_offset_s = _run_folder(config, settings)
+    return train(settings, folder, wall_offset_s)
+
+
+def check_reward_model(settings: TrainSettings) -> None:
+    """Loads the reward model once and refuses what does not fit the environment.
+
+    Raises:
+        ValueError, FileNotFoundError: saying what does not fit and what to do.
+    """
+    if settings.reward.frozen is None:
+        return
+    from reward_service.contract import load_frame_reward
+
+    model = load_frame_reward(
+        settings.reward.frozen, str(settings.reward.checkpoint), settings.frame_reward, device="cpu"
+    )
+    model.check_environment(settings.env.render, settings.env.action_repeat, settings.env.task)
+
+
+def _run_folder(config: DictConfig, settings: TrainSettings) -> tuple[RunFolder, float]:
+    if config.resume is None:
+        name = f"{settings.env.task}_{settings.reward.name}_seed{settings.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+        out = absolute_path(config.out if config.out is not None else f"runs/{name}", "out")
+        return RunFolder.create(out, config), 0.0
+    folder = RunFolder.open(absolute_path(config.resume, "resume"))
+    folder.require_same_config(config)
+    wall_s = max((row["wall_s"] for row in folder.metric_lines()), default=0.0)
+    return folder, wall_s
+
+
+def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0) -> int:
+    """Starts Ray, builds the actors, runs the coordinator, shuts everything down.
+
+    Args:
+        settings: Everything configurable.
+        folder: Run folder.
+        wall_offset_s: Wall time of the earlier parts of a resumed run.
+    """
+    import ray
+
+    from launch.console import TrainingView
+    from launch.coordinator import Coordinator
+    from launch.interrupts import StopFlag
+    from launch.metrics import MetricsLog
+    from launch.system import build_system, require_resources, start_ray
+
+    stop = StopFlag()
+    view = TrainingView(f"{settings.env.task}  reward={settings.reward.name}  {folder.path}", settings.console)
+    try:
+        start_ray(settings.cluster, namespace=f"drr-{folder.path.name}-{time.time_ns():x}")
+        require_resources(settings)
+        view.event(f"Ray is up with {ray.cluster_resources().get('CPU', 0):g} CPUs; starting actors")
+        system = build_system(settings, folder.path)
+        log = MetricsLog(folder.path, wall_offset_s)
+        try:
+            outcome = Coordinator(settings, system, folder, log, view, stop).run()
+        finally:
+            log.close()
+        view.event(f"{outcome}: run folder {folder.path}")
+        if outcome != "finished":
+            view.event(f"go on with: python launch/train.py resume={folder.path}")
+    finally:
+        view.close()
+        ray.shutdown()
+        stop.restore()
+    return 0
+
+
+if __name__ == "__main__":
+    main()
+
+

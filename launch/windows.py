@@ -1,0 +1,70 @@
+"""Small running statistics of the training loop: recent episodes and rates."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class RecentEpisodes:
+    """Means over the last episodes.
+
+    Args:
+        window: How many episodes.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._successes: deque[float] = deque(maxlen=window)
+        self._env_returns: deque[float] = deque(maxlen=window)
+        self._learned_returns: deque[float] = deque(maxlen=window)
+        self._weight_version = 0
+        self._episodes = 0
+        self._reported = 0
+
+    def add(self, meta: Mapping[str, Any], acknowledgement: Mapping[str, Any]) -> None:
+        """Takes the meta data of one block and what its shard acknowledged."""
+        for episode in meta["episodes"]:
+            self._episodes += 1
+            self._successes.append(float(episode["success"]))
+            self._env_returns.append(episode["env_return"])
+            self._weight_version = episode["weight_version"]
+        learned: Sequence[float] = acknowledgement.get("learned_returns") or ()
+        self._learned_returns.extend(learned)
+
+    def is_new(self) -> bool:
+        """Whether episodes came in since the last call of `metrics`."""
+        return self._episodes > self._reported
+
+    def metrics(self) -> dict[str, float]:
+        """Means by metric name; empty before the first episode."""
+        self._reported = self._episodes
+        if not self._successes:
+            return {}
+        metrics = {
+            "episodes": self._episodes,
+            "episode_success": sum(self._successes) / len(self._successes),
+            "env_return": sum(self._env_returns) / len(self._env_returns),
+            "rollout_weight_version": self._weight_version,
+        }
+        if self._learned_returns:
+            metrics["learned_return"] = sum(self._learned_returns) / len(self._learned_returns)
+        return metrics
+
+
+class RateWindow:
+    """Agent steps and updates per second since the last report."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, int, int] | None = None
+
+    def update(self, wall_s: float, agent_steps: int, updates: int) -> dict[str, float]:
+        """Rates since the last call; empty at the first one."""
+        last, self._last = self._last, (wall_s, agent_steps, updates)
+        if last is None or wall_s <= last[0]:
+            return {}
+        seconds = wall_s - last[0]
+        return {
+            "agent_steps_per_s": (agent_steps - last[1]) / seconds,
+            "updates_per_s": (updates - last[2]) / seconds,
+        }

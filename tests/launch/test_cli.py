@@ -1,0 +1,88 @@
+"""Bad input on the command line: the nearest valid names, before anything else happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from launch import cli
+from launch.cli import UsageError, build, compose
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("task=door-clos", "door-close"),
+        ("task=dor-lock", "door-lock"),
+        ("reward=difusion", "diffusion"),
+        ("preset=labtop", "laptop"),
+        ("cluster=locl", "local"),
+        ("agent.batchsize=3", "agent.batch_size"),
+        ("eval_episode=3", "eval_episodes"),
+        ("num_actors=3", "rollout.num_actors"),
+    ],
+)
+def test_unknown_names_get_the_nearest_valid_ones(override, nearest):
+    with pytest.raises(UsageError, match="did you mean") as caught:
+        compose("train", [override])
+    assert repr(nearest) in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["task", "+new_key=1", "~task"])
+def test_arguments_that_are_no_override(override):
+    with pytest.raises(UsageError):
+        compose("train", [override])
+
+
+def test_unparsable_value():
+    with pytest.raises(UsageError, match="cannot compose"):
+        compose("train", ["seed=[1"])
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int = 1
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    name: str = "x"
+    levels: tuple[int, ...] = (1, 2)
+
+
+def test_build_nested():
+    built = build(Outer, {"inner": {"size": 3, "ratio": 2}, "levels": [4, 5]})
+    assert built == Outer(Inner(3, 2.0), "x", (4, 5))
+    assert isinstance(built.inner.ratio, float)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"inner": {"siz": 3}}, "unknown key 'inner.siz'; did you mean 'size'"),
+        ({"inner": {"size": 0}}, "inner: size must be at least 1, got 0"),
+        ({"inner": {"size": "many"}}, "inner.size must be int, got 'many'"),
+        ({"inner": {}, "name": 3}, "name must be str, got 3"),
+        ({}, "inner"),
+    ],
+)
+def test_build_names_key_and_value(values, message):
+    with pytest.raises(UsageError) as caught:
+        build(Outer, values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["train", "collect", "pretrain", "score", "evaluate", "demo"])
+def test_help_lists_groups_and_keys(verb):
+    text = cli.help_text(verb, "What it does.")
+    assert text.startswith("What it does.")
+    assert f"launch/{verb}.py" in text
+    if verb == "train":
+        assert "door-close" in text and "laptop" in text and "total_agent_steps" in text
