@@ -50,6 +50,11 @@ class TrainingLog:
         self._writer = _tensorboard_writer(self.folder / "tensorboard", resume_step) if tensorboard else None
         self._started_s = time.monotonic() - spent_s
 
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return time.monotonic() - self._started_s
+
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs one line of metrics.
 

@@ -1,0 +1,412 @@
+"""Training of the image codec, resumable at any moment (VQGAN, arXiv 2012.09841; Diffusion Reward, arXiv 2312.14134).
+
+A training folder holds `config.json` + `weights.pt` (the best codec so far), `training.json` (what was
+asked for), `training_state.pt` (where to go on), `metrics.jsonl`, `tensorboard/`, and, once finished,
+`summary.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.checkpoints import (
+    STATE_FILE,
+    apply_weights,
+    load_tensors,
+    require_same_config,
+    save_tensors,
+)
+from models.codec_losses import CodecLosses
+from models.files import read_json, write_json
+from models.frames import FrameSampler, FrameSplits, images_to_tensor, tensor_to_images
+from models.training_log import Progress, TrainingLog
+from models.videos import VideoSet
+from models.vqgan import VQGAN, VQGANConfig, save_codec
+
+SETTINGS_FILE = "training.json"
+SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True)
+class CodecTrainingConfig:
+    """How the codec is trained; defaults are the paper's.
+
+    Attributes:
+        train_steps: Optimiser steps; None derives them from `epochs`.
+        epochs: Passes over the training frames, used where `train_steps` is None.
+        batch_frames: Frames a step.
+        learning_rate: Of Adam, > 0, for codec and discriminator.
+        learning_rate_decay: "none", or "cosine" down to zero over the whole training.
+        adam_beta1: Of Adam, in [0, 1).
+        adam_beta2: Of Adam, in [0, 1).
+        reconstruction_weight: Weight of the mean absolute error.
+        motion_weight: Extra weight of pixels that differ from the median picture of their video, in units of
+            a full-scale difference; 0 weighs all pixels alike, as the paper does.
+        perceptual_weight: Weight of LPIPS, where `use_lpips` is on.
+        use_lpips: Whether the perceptual loss is used; needs the extra `lpips`, which downloads VGG weights.
+        disc_weight: Weight of the adversarial loss from `disc_start_step` on; 0 trains without discriminator.
+        disc_start_step: First step with the adversarial loss.
+        disc_adaptive_scale: Factor on the adaptive weight of the adversarial loss.
+        disc_filters: Width of the discriminator's first layer.
+        disc_layers: Strided layers of the discriminator.
+        detach_discriminator: Keeps the discriminator's loss from the codec, as it should be. The official code
+            does not, so that its codec also follows the discriminator's gradient: False reproduces that.
+        revive_every_steps: Codes unused for that many steps are moved onto encoder outputs, and the whole
+            codebook is placed on them at the first step; 0 never does, as the paper.
+        log_every_steps: Steps between two lines of metrics.
+        validate_every_steps: Steps between two validations; the best one's weights are kept.
+        validation_frames: Frames of a validation, spread evenly over the held-out videos.
+        save_every_steps: Steps between two saves of the resumable state.
+        seed: Of initialisation and batches.
+    """
+
+    train_steps: int | None = None
+    epochs: int = 200
+    batch_frames: int = 32
+    learning_rate: float = 1e-4
+    learning_rate_decay: str = "none"
+    adam_beta1: float = 0.5
+    adam_beta2: float = 0.9
+    reconstruction_weight: float = 1.0
+    motion_weight: float = 0.0
+    perceptual_weight: float = 0.1
+    use_lpips: bool = False
+    disc_weight: float = 0.1
+    disc_start_step: int = 1000
+    disc_adaptive_scale: float = 0.8
+    disc_filters: int = 64
+    disc_layers: int = 3
+    detach_discriminator: bool = True
+    revive_every_steps: int = 0
+    log_every_steps: int = 50
+    validate_every_steps: int = 1000
+    validation_frames: int = 2048
+    save_every_steps: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("epochs", "batch_frames", "disc_filters", "disc_layers", "log_every_steps"),
+            *("validate_every_steps", "validation_frames", "save_every_steps"),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"codec training {name}={getattr(self, name)} must be at least 1")
+        if self.train_steps is not None and self.train_steps < 1:
+            raise ValueError(f"codec training train_steps={self.train_steps} must be at least 1, or null")
+        for name in (
+            *("reconstruction_weight", "motion_weight", "perceptual_weight", "disc_weight"),
+            *("disc_start_step", "disc_adaptive_scale", "revive_every_steps", "seed"),
+        ):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"codec training {name}={getattr(self, name)} must not be negative")
+        if not self.learning_rate > 0:
+            raise ValueError(f"codec training learning_rate={self.learning_rate} must be positive")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"codec training {name}={getattr(self, name)} must be in [0, 1)")
+        if self.learning_rate_decay not in ("none", "cosine"):
+            raise ValueError(
+                f"codec training learning_rate_decay={self.learning_rate_decay!r} is unknown; use 'none' or 'cosine'"
+            )
+
+    def steps_for(self, num_frames: int) -> int:
+        """Optimiser steps for a dataset of `num_frames` training frames."""
+        if self.train_steps is not None:
+            return self.train_steps
+        return self.epochs * math.ceil(num_frames / self.batch_frames)
+
+
+def train_codec(
+    config: CodecTrainingConfig,
+    model_config: VQGANConfig,
+    videos: Sequence[VideoSet] | FrameSplits,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    *,
+    resume: bool = True,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Trains a codec, or goes on with one whose training was cut off.
+
+    Args:
+        config: How to train.
+        model_config: Sizes of the codec.
+        videos: Video sets, or frames already split.
+        folder: Training folder; afterwards `load_codec(folder)` gives the best codec.
+        device: Where to train.
+        progress: Called with (step, total_steps, metrics) at every line of metrics.
+        resume: Whether an unfinished training in the folder may be gone on with.
+        extra: More facts for the codec's `config.json`.
+
+    Returns:
+        The summary, as in `summary.json`: steps, wall_s, best validation L1 and its step, codes used.
+
+    Raises:
+        FileExistsError: if the folder holds a finished training, or an unfinished one and `resume` is off.
+        ValueError: if the folder was started with another configuration (the keys are named), or the frames
+            do not fit the codec.
+        FloatingPointError: if the loss is no longer finite.
+    """
+    splits = videos if isinstance(videos, FrameSplits) else FrameSplits.from_videos(videos)
+    folder = Path(folder)
+    _check_frames(splits, model_config)
+    _claim_folder(folder, config, model_config, splits, resume)
+    run = _CodecRun(config, model_config, splits, folder, torch.device(device), extra or {})
+    if (folder / STATE_FILE).exists():
+        run.restore()
+    with TrainingLog(folder, progress, total_steps=run.total_steps, resume_step=run.step) as log:
+        if run.step == 0:
+            log.scalars(0, run.start_facts())
+        while run.step < run.total_steps:
+            metrics = run.train_step()
+            if _due(run.step, config.log_every_steps, run.total_steps):
+                log.scalars(run.step, {"phase": "train", **run.numbers(metrics)})
+            if _due(run.step, config.validate_every_steps, run.total_steps):
+                log.scalars(run.step, {"phase": "validation", **run.validate()})
+                log.images(run.step, "reconstructions", run.pictures())
+            if _due(run.step, config.save_every_steps, run.total_steps):
+                run.save()
+        summary = run.summary(log.wall_s)
+    write_json(folder / SUMMARY_FILE, summary)
+    return summary
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step % every == 0 or step == total
+
+
+def _check_frames(splits: FrameSplits, config: VQGANConfig) -> None:
+    shape, wanted = (
+        splits.train[0].shape[1:],
+        (config.resolution_px, config.resolution_px, config.image_channels),
+    )
+    if shape != wanted:
+        raise ValueError(
+            f"frames are {shape}, the codec takes {wanted}: set the codec's resolution_px to the frames', or "
+            "collect videos at the codec's resolution"
+        )
+
+
+def _claim_folder(
+    folder: Path, config: CodecTrainingConfig, model_config: VQGANConfig, splits: FrameSplits, resume: bool
+) -> None:
+    """Writes the settings of a new folder, or checks those of an old one."""
+    settings = {
+        "training": asdict(config),
+        "model": asdict(model_config),
+        "data": {
+            "train_videos": len(splits.train),
+            "train_frames": splits.num_train_frames,
+            "validation_frames": splits.num_validation_frames,
+        },
+    }
+    if (folder / SUMMARY_FILE).exists():
+        raise FileExistsError(
+            f"{folder} already holds a finished codec; use it as it is, or train into another folder"
+        )
+    if (folder / SETTINGS_FILE).exists():
+        if not resume:
+            raise FileExistsError(
+                f"{folder} holds an unfinished training; resume it, or choose another folder"
+            )
+        require_same_config(read_json(folder / SETTINGS_FILE), settings, folder)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"{folder} is not empty and holds no codec training; choose an empty or new folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS_FILE, settings)
+
+
+class _CodecRun:
+    """State of one training: model, losses, optimisers, batches and the best result so far."""
+
+    def __init__(
+        self,
+        config: CodecTrainingConfig,
+        model_config: VQGANConfig,
+        splits: FrameSplits,
+        folder: Path,
+        device: torch.device,
+        extra: dict[str, Any],
+    ) -> None:
+        self.config, self.folder, self.device, self.extra = config, folder, device, extra
+        self.sampler = FrameSampler(splits.train, config.seed)
+        self.validation = FrameSampler(splits.validation, config.seed)
+        self.total_steps = config.steps_for(splits.num_train_frames)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = VQGAN(model_config).to(device)
+            self.losses = CodecLosses(self.model, config).to(device)
+        betas = (config.adam_beta1, config.adam_beta2)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(trained, config.learning_rate, betas)
+        self.disc_optimiser: torch.optim.Adam | None = None
+        if self.losses.discriminator is not None:
+            self.disc_optimiser = torch.optim.Adam(
+                self.losses.discriminator.parameters(), config.learning_rate, betas
+            )
+        self.code_last_used = torch.full((model_config.num_codes,), -1, device=device)
+        self.step = 0
+        self.best_l1, self.best_step = math.inf, 0
+
+    def start_facts(self) -> dict[str, Any]:
+        """What the first line of the log says."""
+        config = self.config
+        return {
+            "phase": "start",
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "train_frames": len(self.sampler),
+            "perceptual_loss": "LPIPS" if self.losses.lpips is not None else "off (use_lpips=False)",
+            "adversarial_loss": f"from step {config.disc_start_step}" if config.disc_weight > 0 else "off",
+        }
+
+    def train_step(self) -> dict[str, torch.Tensor]:
+        """One optimiser step of codec and discriminator; returns metrics as tensors, without waiting for them."""
+        positions = self.sampler.draw(self.config.batch_frames)
+        images = images_to_tensor(self.sampler.frames(positions)).to(self.device)
+        stills = None
+        if self.config.motion_weight > 0:
+            stills = images_to_tensor(self.sampler.stills(positions)).to(self.device)
+        if self.config.revive_every_steps and self.step % self.config.revive_every_steps == 0:
+            self._revive(images)
+        self._set_learning_rate()
+        metrics, vectors, tokens = self.losses.backward(images, stills, self.step)
+        self._require_finite(metrics["loss"])
+        self.optimiser.step()
+        if self.disc_optimiser is not None and self.losses.uses_discriminator(self.step):
+            self.disc_optimiser.step()
+        if self.model.config.codebook == "ema":
+            self.model.codebook.ema_update(vectors, tokens)
+        self.code_last_used[tokens] = self.step
+        self.step += 1
+        return metrics
+
+    def _set_learning_rate(self) -> None:
+        rate = self.config.learning_rate
+        if self.config.learning_rate_decay == "cosine":
+            rate *= 0.5 * (1.0 + math.cos(math.pi * self.step / self.total_steps))
+        for optimiser in filter(None, (self.optimiser, self.disc_optimiser)):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+    @torch.no_grad()
+    def _revive(self, images: torch.Tensor) -> None:
+        """Moves unused codes onto random encoder outputs of this batch."""
+        rows = (self.code_last_used < self.step - self.config.revive_every_steps).nonzero().flatten()
+        if self.step == 0:
+            rows = torch.arange(len(self.code_last_used), device=self.device)
+        if not len(rows):
+            return
+        vectors = self.model.encode(images).movedim(1, -1).flatten(0, -2)
+        chosen = torch.randint(len(vectors), (len(rows),), generator=self.sampler.generator)
+        self.model.codebook.set_codes(rows, vectors[chosen.to(self.device)])
+        self.code_last_used[rows] = self.step
+
+    def _require_finite(self, loss: torch.Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the codec's loss is {loss.item()} at step {self.step}. The last saved state is intact, but going "
+                f"on from it would end the same way: start again in another folder with a learning_rate below "
+                f"{self.config.learning_rate:g} or a disc_weight below {self.config.disc_weight:g}"
+            )
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean absolute error and code use on held-out frames; keeps the weights if they are the best."""
+        positions = self.validation.even(self.config.validation_frames)
+        used = torch.zeros(self.model.config.num_codes, dtype=torch.int64)
+        error = 0.0
+        self.model.eval()
+        for part in np.array_split(positions, math.ceil(len(positions) / self.config.batch_frames)):
+            images = images_to_tensor(self.validation.frames(part)).to(self.device)
+            tokens = self.model.encode_tokens(images)
+            error += (self.model.decode_tokens(tokens) - images).abs().mean().item() * len(part)
+            used += torch.bincount(tokens.flatten(), minlength=len(used)).cpu()
+        self.model.train()
+        l1 = error / len(positions)
+        if l1 < self.best_l1:
+            self.best_l1, self.best_step = l1, self.step
+            facts = {"trained_steps": self.step, "validation_l1": l1, **self.extra}
+            save_codec(self.folder, self.model, facts, overwrite=True)
+        return {"l1": l1, "best_l1": self.best_l1, **code_use(used)}
+
+    def numbers(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Metrics of a step as plain numbers, with the learning rate."""
+        tokens = metrics["tokens"]
+        counts = torch.bincount(tokens, minlength=self.model.config.num_codes).cpu()
+        values = {name: value.item() for name, value in metrics.items() if name != "tokens"}
+        return {**values, **code_use(counts), "learning_rate": self.optimiser.param_groups[0]["lr"]}
+
+    @torch.no_grad()
+    def pictures(self, count: int = 8) -> np.ndarray:
+        """(count, H, 2 W, 3) uint8: held-out frames on the left, their reconstructions on the right."""
+        frames = self.validation.frames(self.validation.even(count))
+        tokens = self.model.encode_tokens(images_to_tensor(frames).to(self.device))
+        return np.concatenate([frames, tensor_to_images(self.model.decode_tokens(tokens))], axis=2)
+
+    def _parts(self) -> dict[str, nn.Module]:
+        parts: dict[str, nn.Module] = {"model": self.model}
+        if self.losses.discriminator is not None:
+            parts["discriminator"] = self.losses.discriminator
+        return parts
+
+    def save(self) -> None:
+        """Writes everything needed to go on as if nothing had happened."""
+        state = {
+            **{name: module.state_dict() for name, module in self._parts().items()},
+            "optimiser": self.optimiser.state_dict(),
+            "disc_optimiser": None if self.disc_optimiser is None else self.disc_optimiser.state_dict(),
+            "sampler": self.sampler.generator.get_state(),
+            "code_last_used": self.code_last_used,
+            "step": self.step,
+            "best_l1": self.best_l1,
+            "best_step": self.best_step,
+        }
+        save_tensors(self.folder / STATE_FILE, state)
+
+    def restore(self) -> None:
+        """The inverse of `save`."""
+        path = self.folder / STATE_FILE
+        state = load_tensors(path)
+        for name, module in self._parts().items():
+            apply_weights(module, state[name], path)
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.disc_optimiser is not None:
+            self.disc_optimiser.load_state_dict(state["disc_optimiser"])
+        self.sampler.generator.set_state(state["sampler"])
+        self.code_last_used = state["code_last_used"].to(self.device)
+        self.step, self.best_l1, self.best_step = state["step"], state["best_l1"], state["best_step"]
+
+    def summary(self, wall_s: float) -> dict[str, Any]:
+        """What `summary.json` says."""
+        return {
+            "steps": self.total_steps,
+            "wall_s": round(wall_s, 1),
+            "best_validation_l1": self.best_l1,
+            "best_step": self.best_step,
+        }
+
+
+def code_use(counts: torch.Tensor) -> dict[str, float]:
+    """How many codes are in use.
+
+    Args:
+        counts: (K,) int64 how often each code occurred.
+
+    Returns:
+        `used_codes`, the number of codes that occurred, and `perplexity`, exp of the entropy of their frequencies.
+    """
+    probabilities = counts.double() / counts.sum()
+    entropy = -torch.special.xlogy(probabilities, probabilities).sum()
+    return {"used_codes": int((counts > 0).sum()), "perplexity": float(entropy.exp())}
