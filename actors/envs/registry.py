@@ -1,0 +1,119 @@
+"""One table of tasks: task name -> domain -> environment class, and the configuration of an environment."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.videos import RenderSettings
+
+METAWORLD_PAPER_TASKS = (
+    "assembly",
+    "coffee-push",
+    "dial-turn",
+    "door-close",
+    "lever-pull",
+    "peg-unplug-side",
+    "reach",
+)
+METAWORLD_UNSEEN_TASKS = (
+    "button-press",
+    "coffee-button",
+    "door-lock",
+    "drawer-open",
+    "faucet-open",
+    "handle-press",
+    "reach-wall",
+    "window-open",
+)
+# Easy extra: the sparse reward alone solves it in minutes, which makes it a quick check of the whole loop.
+METAWORLD_EXTRA_TASKS = ("drawer-close",)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A family of tasks that share a simulator.
+
+    Attributes:
+        name: "metaworld", ...
+        tasks: Task names, unique over all domains.
+        environment: "module:class", imported only when an environment is made. The class takes an `EnvConfig`.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    environment: str
+
+
+DOMAINS = (
+    Domain(
+        name="metaworld",
+        tasks=METAWORLD_PAPER_TASKS + METAWORLD_UNSEEN_TASKS + METAWORLD_EXTRA_TASKS,
+        environment="actors.envs.metaworld:MetaWorldEnv",
+    ),
+)
+
+
+def task_names() -> tuple[str, ...]:
+    """All task names, sorted."""
+    return tuple(sorted(task for domain in DOMAINS for task in domain.tasks))
+
+
+def domain_of(task: str) -> Domain:
+    """The domain of a task.
+
+    Raises:
+        ValueError: if the task is unknown; names the nearest tasks and all of them.
+    """
+    for domain in DOMAINS:
+        if task in domain.tasks:
+            return domain
+    names = task_names()
+    near = difflib.get_close_matches(task.removesuffix("-v3").removesuffix("-v2"), names, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    raise ValueError(f"task {task!r} is unknown; {hint}Known tasks: {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """An environment as the policy and the reward model see it. Defaults are the paper's for MetaWorld.
+
+    Attributes:
+        task: Task name, one of `task_names()`.
+        action_repeat: Simulator frames per agent step, 1 or more (paper: MetaWorld 3, Adroit 2).
+        episode_steps: Agent steps until the time limit, 1 or more (paper: 100).
+        render: How frames are drawn; must equal the setting of the reward model's videos.
+    """
+
+    task: str
+    action_repeat: int = 3
+    episode_steps: int = 100
+    render: RenderSettings = field(default_factory=RenderSettings)
+
+    def __post_init__(self) -> None:
+        domain_of(self.task)
+        for key in ("action_repeat", "episode_steps"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key} is {value!r}, expected a whole number of 1 or more")
+
+    @property
+    def domain(self) -> str:
+        """Name of the domain, for example "metaworld"."""
+        return domain_of(self.task).name
+
+
+def make_env(config: EnvConfig, seed: int | None = None) -> Any:
+    """Makes one environment.
+
+    Args:
+        config: Task, action repeat, time limit and renderer setting.
+        seed: Seeds the goals of later `reset()` calls that name no seed of their own; None draws one.
+
+    Returns:
+        A `gymnasium.Env` with (H, W, 3) uint8 observations; see `MetaWorldEnv` for what `step` returns.
+    """
+    module, name = domain_of(config.task).environment.split(":")
+    return getattr(importlib.import_module(module), name)(config, seed)

@@ -1,0 +1,83 @@
+"""Behaviours that videos are made of: the scripted expert, and what a reward must tell from it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import numpy as np
+
+from actors.envs.registry import domain_of
+
+BEHAVIOURS = ("expert", "random", "half", "noisy")
+HALF_EXPERT_STEPS = 12
+NOISE_STDDEV = 1.0
+
+# Experts by domain: "module:function", (task) -> (low-dimensional state -> action).
+EXPERTS = {"metaworld": "actors.envs.metaworld:expert_policy"}
+
+
+class ScriptedExpert:
+    """The scripted policy of a task, from the low-dimensional state of its environment."""
+
+    def __init__(self, task: str) -> None:
+        """Looks the policy up.
+
+        Raises:
+            ValueError: if the task is unknown, or its domain has no expert.
+        """
+        domain = domain_of(task).name
+        if domain not in EXPERTS:
+            raise ValueError(
+                f"no expert for domain {domain!r} of task {task!r}; domains with one: {', '.join(EXPERTS)}"
+            )
+        module, name = EXPERTS[domain].split(":")
+        self._act: Callable[[np.ndarray], np.ndarray] = getattr(importlib.import_module(module), name)(task)
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        """Action (A,) float32 in [-1, 1] for one low-dimensional state."""
+        return self._act(state)
+
+
+class Behaviour:
+    """One way of acting in one episode.
+
+    - expert: the scripted policy.
+    - random: uniform actions.
+    - half: the expert for its first 12 agent steps, uniform actions from then on.
+    - noisy: the expert plus unit Gaussian noise, clipped.
+    """
+
+    def __init__(self, name: str, task: str, action_dim: int, rng: np.random.Generator) -> None:
+        """Prepares an episode.
+
+        Args:
+            name: One of `BEHAVIOURS`.
+            task: Task name.
+            action_dim: Length A of an action.
+            rng: Source of the random actions and the noise.
+
+        Raises:
+            ValueError: if the behaviour or the task is unknown.
+        """
+        require_behaviour(name)
+        self._name, self._action_dim, self._rng = name, action_dim, rng
+        self._expert = None if name == "random" else ScriptedExpert(task)
+        self._step = 0
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        """Action (A,) float32 in [-1, 1] of the next agent step."""
+        is_random = self._name == "random" or (self._name == "half" and self._step >= HALF_EXPERT_STEPS)
+        self._step += 1
+        if is_random or self._expert is None:
+            return self._rng.uniform(-1.0, 1.0, self._action_dim).astype(np.float32)
+        action = self._expert.act(state)
+        if self._name == "noisy":
+            action = action + NOISE_STDDEV * self._rng.standard_normal(self._action_dim)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+
+def require_behaviour(name: str) -> None:
+    """Refuses an unknown behaviour (ValueError) and lists the known ones."""
+    if name not in BEHAVIOURS:
+        raise ValueError(f"behaviour {name!r} is unknown; use one of {', '.join(BEHAVIOURS)}")
