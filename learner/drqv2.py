@@ -1,0 +1,284 @@
+"""DrQ-v2 (Yarats et al., arXiv 2107.09645): off-policy actor-critic from pixels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from learner.batch import TensorBatch
+from learner.networks import Actor, Critic, Encoder, noisy_action, random_shift
+from learner.policy import PolicyConfig
+
+
+@dataclass(frozen=True)
+class DrQV2Config:
+    """Hyperparameters of the agent; the defaults are those of Diffusion Reward (arXiv 2312.14134).
+
+    Attributes:
+        batch_size: Transitions per update, at least 1.
+        lr: Learning rate of the three Adam optimisers, above 0.
+        encoder_channels: Channels of every convolution, at least 1.
+        encoder_strides: Stride of each 3x3 convolution, at least one of them.
+        feature_dim: Width of the actor's and critic's trunk, at least 1.
+        hidden_dim: Width of the actor's and critic's hidden layers, at least 1.
+        critic_target_tau: Rate of the target network's moving average, in (0, 1].
+        stddev_start: Exploration stddev at agent step 0, at least 0.
+        stddev_end: Exploration stddev from `stddev_duration_steps` on, at least 0.
+        stddev_duration_steps: Agent steps over which the stddev moves linearly, at least 1.
+        stddev_clip: Bound on the scaled noise inside updates, above 0.
+        num_expl_steps: Agent steps at the start whose actions are uniform, at least 0.
+        shift_pad_px: Largest shift of the augmentation in pixels, at least 0.
+        dormant_threshold: A neuron counts as dormant if its mean absolute output is below this
+            fraction of its layer's mean; at least 0.
+    """
+
+    batch_size: int = 256
+    lr: float = 1e-4
+    encoder_channels: int = 32
+    encoder_strides: tuple[int, ...] = (2, 1, 1, 1)
+    feature_dim: int = 50
+    hidden_dim: int = 1024
+    critic_target_tau: float = 0.01
+    stddev_start: float = 1.0
+    stddev_end: float = 0.1
+    stddev_duration_steps: int = 3_000_000
+    stddev_clip: float = 0.3
+    num_expl_steps: int = 2000
+    shift_pad_px: int = 4
+    dormant_threshold: float = 0.025
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder_strides", tuple(int(stride) for stride in self.encoder_strides))
+        whole = ("batch_size", "encoder_channels", "feature_dim", "hidden_dim", "stddev_duration_steps")
+        for name in whole:
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        for name in ("stddev_start", "stddev_end", "num_expl_steps", "shift_pad_px", "dormant_threshold"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+        for name in ("lr", "stddev_clip"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        _require(0 < self.critic_target_tau <= 1, "critic_target_tau", self.critic_target_tau, "in (0, 1]")
+        strides_ok = len(self.encoder_strides) > 0 and min(self.encoder_strides) >= 1
+        _require(strides_ok, "encoder_strides", self.encoder_strides, "one whole number >= 1 a convolution")
+
+    def stddev(self, agent_steps: int) -> float:
+        """Exploration stddev at a global agent step: linear from start to end, then constant."""
+        progress = min(max(agent_steps / self.stddev_duration_steps, 0.0), 1.0)
+        return (1.0 - progress) * self.stddev_start + progress * self.stddev_end
+
+
+def _require(allowed: bool, name: str, value: object, expected: str) -> None:
+    if not allowed:
+        raise ValueError(f"agent.{name}={value!r} is not allowed: expected {expected}")
+
+
+class DrQV2Agent:
+    """Encoder, actor, twin critic, target critic and their optimisers.
+
+    Args:
+        resolution_px: Height and width of the frames.
+        action_dim: Length A of the action vector.
+        config: Hyperparameters.
+        device: Torch device of the networks.
+        seed: Seed of the initial weights, and of the shifts and noise drawn in updates.
+    """
+
+    def __init__(
+        self,
+        resolution_px: int,
+        action_dim: int,
+        config: DrQV2Config,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.config = config
+        self.resolution_px, self.action_dim = resolution_px, action_dim
+        self.device = torch.device(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._build_networks()
+        self.critic_target.load_state_dict(self.critic.state_dict())
+        self.generator = torch.Generator(device=self.device).manual_seed(seed)
+        self._encoder_parameters = list(self.encoder.parameters())
+        self._critic_parameters = list(self.critic.parameters())
+        self._actor_parameters = list(self.actor.parameters())
+        self.encoder_opt = torch.optim.Adam(self._encoder_parameters, lr=config.lr, fused=True)
+        self.critic_opt = torch.optim.Adam(self._critic_parameters, lr=config.lr, fused=True)
+        self.actor_opt = torch.optim.Adam(self._actor_parameters, lr=config.lr, fused=True)
+
+    def _build_networks(self) -> None:
+        config = self.config
+        encoder = Encoder(self.resolution_px, config.encoder_channels, config.encoder_strides)
+        sizes = (encoder.repr_dim, self.action_dim, config.feature_dim, config.hidden_dim)
+        self.encoder = encoder.to(self.device, memory_format=torch.channels_last)
+        self.actor = Actor(*sizes).to(self.device)
+        self.critic = Critic(*sizes).to(self.device)
+        self.critic_target = Critic(*sizes).to(self.device).requires_grad_(False)
+
+    def compile(self) -> None:
+        """Compiles the networks with torch.compile; parameter names stay as they are."""
+        for network in (self.encoder, self.actor, self.critic, self.critic_target):
+            network.compile()
+
+    def update(
+        self,
+        batch: TensorBatch,
+        agent_steps: int,
+        bonus: torch.Tensor | None = None,
+        shifts: tuple[torch.Tensor, torch.Tensor] | None = None,
+        noise: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """One gradient step of critic, encoder and actor, and one of the target's moving average.
+
+        Args:
+            batch: B transitions on the agent's device.
+            agent_steps: Global agent steps so far; sets the stddev of the noise.
+            bonus: (B, 1) float32 added once to the n-step reward, or None.
+            shifts: (B, 2) int64 offsets (x, y) for obs and next_obs, 0..2*pad; drawn if None.
+            noise: (B, A) standard normals of the target action and of the actor update; drawn if None.
+
+        Returns:
+            Scalar tensors on the agent's device (reading one waits for the device).
+        """
+        shifts = shifts or (self._draw_shifts(batch), self._draw_shifts(batch))
+        noise = noise or (self._draw_noise(batch), self._draw_noise(batch))
+        stddev = self.config.stddev(agent_steps)
+        obs = self.encoder(random_shift(batch.obs, shifts[0], self.config.shift_pad_px))
+        with torch.no_grad():
+            next_obs = self.encoder(random_shift(batch.next_obs, shifts[1], self.config.shift_pad_px))
+        metrics = {}
+        if bonus is not None:
+            metrics["expl_reward"] = bonus.mean()
+            batch = batch._replace(reward=batch.reward + bonus)
+        metrics["batch_reward"] = batch.reward.mean()
+        metrics |= self._update_critic(obs, batch, next_obs, stddev, noise[0])
+        metrics |= self._update_actor(obs.detach(), stddev, noise[1])
+        self._update_target()
+        return metrics
+
+    def _update_critic(
+        self,
+        obs: torch.Tensor,
+        batch: TensorBatch,
+        next_obs: torch.Tensor,
+        stddev: float,
+        noise: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Minimises the two squared errors to the clipped double-Q target (arXiv 2107.09645, eq. 1-2)."""
+        with torch.no_grad():
+            next_action = noisy_action(self.actor(next_obs), stddev, noise, self.config.stddev_clip)
+            target_v = torch.minimum(*self.critic_target(next_obs, next_action))
+            target_q = batch.reward + batch.discount * target_v
+        q1, q2 = self.critic(obs, batch.action)
+        loss = F.mse_loss(q1, target_q) + F.mse_loss(q2, target_q)
+        self.encoder_opt.zero_grad(set_to_none=True)
+        self.critic_opt.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_opt.step()
+        self.encoder_opt.step()
+        values = {"critic_target_q": target_q, "critic_q1": q1, "critic_q2": q2, "critic_loss": loss}
+        return {name: value.detach().mean() for name, value in values.items()}
+
+    def _update_actor(self, obs: torch.Tensor, stddev: float, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Maximises the smaller value of the noisy action (arXiv 2107.09645, eq. 3)."""
+        outputs: list[torch.Tensor] = []
+        hooks = [
+            layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.detach()))
+            for layer in self.actor.linear_layers()
+        ]
+        mean = self.actor(obs)
+        for hook in hooks:
+            hook.remove()
+        action = noisy_action(mean, stddev, noise, self.config.stddev_clip)
+        loss = -torch.minimum(*self.critic(obs, action)).mean()
+        self.actor_opt.zero_grad(set_to_none=True)
+        # Only the actor's gradients are computed; the critic's would be thrown away.
+        loss.backward(inputs=self._actor_parameters)
+        self.actor_opt.step()
+        return {
+            "actor_dormant_ratio": dormant_ratio(outputs, self.config.dormant_threshold),
+            "actor_loss": loss.detach(),
+            **policy_statistics(action.detach(), mean.detach(), stddev),
+        }
+
+    @torch.no_grad()
+    def _update_target(self) -> None:
+        """Moving average of the critic's weights (arXiv 2107.09645, section 3.1)."""
+        target = list(self.critic_target.parameters())
+        torch._foreach_lerp_(target, self._critic_parameters, self.config.critic_target_tau)
+
+    def _draw_shifts(self, batch: TensorBatch) -> torch.Tensor:
+        high = 2 * self.config.shift_pad_px + 1
+        size = (len(batch.obs), 2)
+        return torch.randint(0, high, size, generator=self.generator, device=self.device)
+
+    def _draw_noise(self, batch: TensorBatch) -> torch.Tensor:
+        return torch.randn(batch.action.shape, generator=self.generator, device=self.device)
+
+    def policy_config(self) -> dict[str, Any]:
+        """What `learner.policy.build_policy` needs to rebuild the acting half of this agent."""
+        return policy_config(self.config, self.resolution_px, self.action_dim)
+
+    def actor_weights(self) -> dict[str, np.ndarray]:
+        """Weights of encoder and actor as float32 numpy arrays, a copy, for `Policy.load`."""
+        weights = {}
+        for prefix, network in (("encoder", self.encoder), ("actor", self.actor)):
+            for name, value in network.state_dict().items():
+                weights[f"{prefix}.{name}"] = value.detach().cpu().contiguous().numpy().copy()
+        return weights
+
+    def _parts(self) -> dict[str, Any]:
+        names = ("encoder", "actor", "critic", "critic_target", "encoder_opt", "actor_opt", "critic_opt")
+        return {name: getattr(self, name) for name in names}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an identical continuation needs: weights, optimisers and the random state."""
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        return {**state, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict()`."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["generator"].cpu())
+
+
+def policy_config(config: DrQV2Config, resolution_px: int, action_dim: int) -> dict[str, Any]:
+    """The plain dict from which `learner.policy.build_policy` builds this agent's policy."""
+    return asdict(
+        PolicyConfig(
+            resolution_px=resolution_px,
+            action_dim=action_dim,
+            encoder_channels=config.encoder_channels,
+            encoder_strides=config.encoder_strides,
+            feature_dim=config.feature_dim,
+            hidden_dim=config.hidden_dim,
+        )
+    )
+
+
+def dormant_ratio(outputs: list[torch.Tensor], threshold: float) -> torch.Tensor:
+    """Fraction of neurons whose mean absolute output is small for their layer (DrM, arXiv 2310.19668).
+
+    Args:
+        outputs: (B, width) float32 output of each linear layer.
+        threshold: Fraction of the layer's mean below which a neuron is dormant.
+
+    Returns:
+        Scalar float32 tensor in [0, 1].
+    """
+    activity = [output.abs().mean(dim=0) for output in outputs]
+    dormant = [(layer < layer.mean() * threshold).sum() for layer in activity]
+    return torch.stack(dormant).sum() / sum(len(layer) for layer in activity)
+
+
+def policy_statistics(action: torch.Tensor, mean: torch.Tensor, stddev: float) -> dict[str, torch.Tensor]:
+    """Mean log-density of the actions, and entropy, under a Gaussian of the given mean and stddev."""
+    policy = torch.distributions.Normal(mean, stddev, validate_args=False)
+    return {
+        "actor_logprob": policy.log_prob(action).sum(-1).mean(),
+        "actor_ent": policy.entropy().sum(-1).mean(),
+    }

@@ -1,0 +1,162 @@
+"""Networks of DrQ-v2 (arXiv 2107.09645): convolutional encoder, actor and twin critic.
+
+Parameter names equal those of the official agent, so that its weights load as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import nn
+
+ACTION_MARGIN = 1e-6  # actions stay this far inside [-1, 1], as in the official truncated normal
+
+
+class Encoder(nn.Module):
+    """3x3 convolutions with ReLU over pixels scaled to [-0.5, 0.5].
+
+    Args:
+        resolution_px: Height and width of the square input.
+        channels: Output channels of every convolution.
+        strides: Stride of each convolution; (2, 1, 1, 1) in the paper.
+    """
+
+    def __init__(self, resolution_px: int, channels: int, strides: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size_px, in_channels = resolution_px, 3
+        for stride in strides:
+            layers += [nn.Conv2d(in_channels, channels, 3, stride=stride), nn.ReLU(inplace=True)]
+            size_px, in_channels = (size_px - 3) // stride + 1, channels
+        if size_px < 1:
+            raise ValueError(
+                f"encoder_strides={tuple(strides)} leave nothing of a {resolution_px} px image; "
+                "use fewer convolutions or smaller strides"
+            )
+        self.convnet = nn.Sequential(*layers)
+        self.repr_dim = channels * size_px * size_px
+        self.apply(initialise)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Encodes images.
+
+        Args:
+            images: (B, H, W, 3) uint8 or float32 [0, 255].
+
+        Returns:
+            (B, repr_dim) float32, flattened in channel, row, column order.
+        """
+        # An NHWC array seen as NCHW already has the channels-last layout that convolutions like best.
+        pixels = rearrange(images, "batch height width channel -> batch channel height width")
+        features = self.convnet(pixels.float().div_(255.0).sub_(0.5))
+        return rearrange(features, "batch channel height width -> batch (channel height width)")
+
+
+def _trunk(repr_dim: int, feature_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(repr_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
+
+
+def _mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, out_dim),
+    )
+
+
+class Actor(nn.Module):
+    """Deterministic part of the policy: encoded observation -> mean action in (-1, 1)."""
+
+    def __init__(self, repr_dim: int, action_dim: int, feature_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.trunk = _trunk(repr_dim, feature_dim)
+        self.policy = _mlp(feature_dim, hidden_dim, action_dim)
+        self.apply(initialise)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, repr_dim) float32 -> (B, A) float32 mean action."""
+        return torch.tanh(self.policy(self.trunk(features)))
+
+    def linear_layers(self) -> list[nn.Linear]:
+        """The linear layers in order, whose outputs the dormant ratio looks at."""
+        return [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+
+
+class Critic(nn.Module):
+    """Two state-action values on a shared trunk."""
+
+    def __init__(self, repr_dim: int, action_dim: int, feature_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.trunk = _trunk(repr_dim, feature_dim)
+        self.Q1 = _mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.Q2 = _mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.apply(initialise)
+
+    def forward(self, features: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, repr_dim), (B, A) float32 -> two (B, 1) float32 values."""
+        joint = torch.cat([self.trunk(features), action], dim=-1)
+        return self.Q1(joint), self.Q2(joint)
+
+
+def initialise(module: nn.Module) -> None:
+    """Orthogonal weights (gain sqrt(2) for convolutions) and zero biases, as in DrQ-v2."""
+    if isinstance(module, nn.Linear):
+        nn.init.orthogonal_(module.weight)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.orthogonal_(module.weight, nn.init.calculate_gain("relu"))
+    else:
+        return
+    assert module.bias is not None
+    nn.init.zeros_(module.bias)
+
+
+def noisy_action(
+    mean: torch.Tensor, stddev: float, noise: torch.Tensor, clip: float | None = None
+) -> torch.Tensor:
+    """Action with clipped Gaussian exploration noise (DrQ-v2, arXiv 2107.09645, eq. 2 and 4).
+
+    The result stays inside [-1, 1]; the gradient passes straight through that last clamp.
+
+    Args:
+        mean: (B, A) float32 mean action.
+        stddev: Standard deviation of the noise.
+        noise: (B, A) standard normals.
+        clip: Bound on the scaled noise, or None.
+
+    Returns:
+        (B, A) float32 in [-1 + 1e-6, 1 - 1e-6].
+    """
+    offset = noise * stddev
+    if clip is not None:
+        offset = offset.clamp(-clip, clip)
+    action = mean + offset
+    clamped = action.detach().clamp(-1.0 + ACTION_MARGIN, 1.0 - ACTION_MARGIN)
+    return action - action.detach() + clamped
+
+
+def random_shift(images: torch.Tensor, shifts: torch.Tensor, pad_px: int) -> torch.Tensor:
+    """Random-shift augmentation: a crop, at integer offsets, of the edge-padded image.
+
+    The official code samples bilinearly at integer positions, which is the same crop up to 1e-3 of
+    rounding error on the 0..255 scale.
+
+    Args:
+        images: (B, H, W, 3) uint8.
+        shifts: (B, 2) int64 (x, y) offsets in pixels, 0..2*pad_px; pad_px means no shift.
+        pad_px: Width of the padding in pixels.
+
+    Returns:
+        (B, H, W, 3) uint8.
+    """
+    batch, height, width = images.shape[:3]
+    columns = torch.arange(width, device=images.device) + shifts[:, :1] - pad_px
+    rows = torch.arange(height, device=images.device) + shifts[:, 1:] - pad_px
+    rows, columns = rows.clamp_(0, height - 1), columns.clamp_(0, width - 1)
+    first = torch.arange(batch, device=images.device)[:, None] * height
+    # One gather of whole pixels from a flat list is several times faster than indexing three axes.
+    pixel = (first + rows)[:, :, None] * width + columns[:, None, :]
+    return images.reshape(-1, images.shape[-1]).index_select(0, pixel.flatten()).view(images.shape)
