@@ -24,7 +24,7 @@ from rich.table import Table
 from launch import cli
 from launch.cli import UsageError
 from launch.run_folder import RunFolder
-from launch.settings import absolute_path
+from launch.paths import absolute_path
 from models.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from actors.envs.registry import EnvConfig
-from launch.cli import UsageError, build
+from launch.cli import build
 from learner.bonus import BonusConfig
 from learner.drqv2 import DrQV2Config
 from learner.limiter import LimiterConfig
@@ -193,18 +191,3 @@ def train_settings(config: Mapping[str, Any]) -> TrainSettings:
         UsageError: naming the key, the value and what is allowed.
     """
     return build(TrainSettings, {key: config[key] for key in SETTINGS_KEYS if key in config})
-
-
-def absolute_path(path: str, what: str) -> Path:
-    """Resolves a path of the user; inside a submitted job only absolute ones make sense.
-
-    Raises:
-        UsageError: for a relative path inside a Ray job, whose working directory is a temporary copy.
-    """
-    given = Path(path).expanduser()
-    if not given.is_absolute() and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        raise UsageError(
-            f"{what}={path} is relative, but a submitted job runs in a temporary copy of the working directory: "
-            "give an absolute path that the cluster's nodes can reach"
-        )
-    return given.absolute()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
@@ -19,7 +20,8 @@ from omegaconf import DictConfig
 from launch import cli
 
 from launch.run_folder import RunFolder
-from launch.settings import TrainSettings, absolute_path, train_settings
+from launch.paths import absolute_path
+from launch.settings import TrainSettings, train_settings
 
 
 def main() -> None:
@@ -60,10 +62,10 @@ def check_reward_model(settings: TrainSettings) -> None:
     """
     if settings.reward.frozen is None:
         return
-    from reward_service.contract import load_frame_reward
+    from reward_service.contract import reward_class
 
-    model = load_frame_reward(
-        settings.reward.frozen, str(settings.reward.checkpoint), settings.frame_reward, device="cpu"
+    model = reward_class(settings.reward.frozen).from_checkpoint(
+        str(settings.reward.checkpoint), asdict(settings.frame_reward), device="cpu"
     )
     model.check_environment(settings.env.render, settings.env.action_repeat, settings.env.task)
 

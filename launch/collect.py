@@ -1,0 +1,154 @@
+"""Collects videos: of the expert (successes only), or of behaviours that a reward must tell from it.
+
+    python launch/collect.py task=door-close episodes=20
+    python launch/collect.py task=door-close behaviour=random episodes=20 validation_every=0
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import DictConfig
+
+from actors.envs.registry import EnvConfig
+from launch import cli
+from launch.cli import UsageError, build
+from launch.progress import Progress
+from launch.paths import absolute_path
+from models.episode import Episode
+from models.videos import write_videos
+
+# Seeds are drawn per stream, so that the videos do not depend on the number of processes.
+STREAMS = 16
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """What to collect.
+
+    Attributes:
+        env: Task and renderer setting.
+        behaviour: "expert", "random", "half" or "noisy".
+        episodes: How many videos, at least 1.
+        validation_every: Every n-th is held out (0: none).
+        seed: Base of the scene seeds; the same base gives every behaviour the same scenes.
+        workers: Processes, or None for one per core.
+    """
+
+    env: EnvConfig
+    behaviour: str = "expert"
+    episodes: int = 20
+    validation_every: int = 5
+    seed: int = 0
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        from actors.experts import require_behaviour
+
+        require_behaviour(self.behaviour)
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        if self.validation_every < 0:
+            raise ValueError(f"validation_every must not be negative, got {self.validation_every}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+
+
+def main() -> None:
+    """Entry point of `python launch/collect.py`."""
+    cli.main("collect", __doc__ or "", collect)
+
+
+def collect(config: DictConfig) -> int:
+    """Collects into a new folder; it appears under its name only when it is complete.
+
+    Raises:
+        UsageError: if a setting is bad or the folder exists.
+        TooFewSuccessesError: if the expert fails too often.
+    """
+    names = ("env", "behaviour", "episodes", "validation_every", "seed", "workers")
+    settings = build(CollectSettings, {name: config[name] for name in names})
+    default = f"data/{settings.env.task}/{settings.behaviour}"
+    out = absolute_path(config.out if config.out is not None else default, "out")
+    if out.exists():
+        raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
+    from actors.envs.gl import describe_gl
+
+    facts = describe_gl()
+    print(f"[collect] rendering with {facts.renderer}", flush=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    seeds: list[int] = []
+    try:
+        count = write_videos(
+            partial,
+            collect_all(settings, seeds),
+            task=settings.env.task,
+            domain=settings.env.domain,
+            mode=settings.behaviour,
+            render=settings.env.render,
+            action_repeat=settings.env.action_repeat,
+            validation_every=settings.validation_every,
+            seeds=seeds,
+            extra={"gl_renderer": facts.renderer, "seed": settings.seed, "episode_steps": settings.env.episode_steps},
+        )
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    print(f"[collect] {count} {settings.behaviour} videos of {settings.env.task}: {out}")
+    return 0
+
+
+def collect_all(settings: CollectSettings, seeds: list[int]) -> Iterator[Episode]:
+    """Yields all episodes, in an order that does not depend on the number of processes.
+
+    Args:
+        settings: What to collect.
+        seeds: Receives the seed of each episode before it is yielded.
+    """
+    streams = min(STREAMS, settings.episodes)
+    shares = [settings.episodes // streams + (i < settings.episodes % streams) for i in range(streams)]
+    workers = min(settings.workers or os.cpu_count() or 1, streams)
+    progress = Progress("collect", "videos")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(_collect_stream, settings, share, i) for i, share in enumerate(shares)]
+        try:
+            _show_progress(futures, shares, progress)
+            for future in futures:
+                for episode, seed in future.result():
+                    seeds.append(seed)
+                    yield episode
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _show_progress(futures: list[Future[Any]], shares: list[int], progress: Progress) -> None:
+    done = 0
+    progress(0, sum(shares))
+    for future in as_completed(futures):
+        done += len(future.result())
+        progress(done, sum(shares))
+
+
+def _collect_stream(settings: CollectSettings, episodes: int, stream: int) -> list[tuple[Episode, int]]:
+    from actors.collecting import collect_episodes
+
+    return list(collect_episodes(settings.env, settings.behaviour, episodes, settings.seed, stream=stream))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Trains the codec (VQ-GAN), the video model (VQ-Diffusion), or computes the statistics of its rewards.
+
+    python launch/pretrain.py stage=codec task=door-close
+    python launch/pretrain.py stage=video task=door-close
+    python launch/pretrain.py stage=codec data=data/metaworld out=checkpoints/codec/metaworld      (several tasks)
+
+An unfinished output folder is resumed, a finished one is never overwritten.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from launch import cli
+from launch.cli import UsageError, build, suggest
+from launch.progress import Progress
+from launch.paths import absolute_path
+from models.videos import VideoSet, find_video_folders, read_videos
+
+STAGES = ("codec", "video", "statistics")
+
+
+def main() -> None:
+    """Entry point of `python launch/pretrain.py`."""
+    cli.main("pretrain", __doc__ or "", pretrain)
+
+
+def pretrain(config: DictConfig) -> int:
+    """Reads the videos, then runs the chosen stage.
+
+    Raises:
+        UsageError: for an unknown stage or device.
+        FileNotFoundError: if videos or the codec are missing.
+    """
+    if config.stage not in STAGES:
+        raise UsageError(f"unknown stage {config.stage!r}; {suggest(str(config.stage), STAGES)}")
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(int(config.threads))
+    task = config.env.task
+    videos = read_all(config.data if config.data is not None else f"data/{task}/expert")
+    for video in videos:
+        kinds = f"{len(video.split('train'))} train, {len(video.split('validation'))} validation"
+        print(f"[{config.stage}] {video.task}: {kinds} {video.mode} videos, {video.render.quality} rendering", flush=True)
+    default_stage = "video" if config.stage == "statistics" else config.stage
+    out = absolute_path(config.out if config.out is not None else f"checkpoints/{default_stage}/{task}", "out")
+    if config.stage == "codec":
+        _train_codec(config, videos, out, device)
+    elif config.stage == "video":
+        _train_video(config, videos, out, device)
+    if config.stage in ("video", "statistics"):
+        _statistics(config, videos, out, device)
+    print(f"[{config.stage}] done: {out}")
+    return 0
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" takes a GPU if there is one.
+
+    Raises:
+        UsageError: for an unknown device, or cuda without a GPU.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device {name!r}; {suggest(str(name), ('auto', 'cpu', 'cuda'))}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda, but torch sees no GPU here; use device=cpu or install a CUDA build of torch")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def read_all(data: Any) -> list[VideoSet]:
+    """Videos of one folder, of every video folder below it, or of a list of folders.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        UsageError: if the sets are rendered differently.
+    """
+    roots = list(data) if isinstance(data, (list, tuple, ListConfig)) else [data]
+    folders = [folder for root in roots for folder in find_video_folders(absolute_path(str(root), "data"))]
+    videos = [read_videos(folder) for folder in folders]
+    for other in videos[1:]:
+        videos[0].render.require_same(other.render, str(videos[0].folder), str(other.folder))
+        if other.action_repeat != videos[0].action_repeat:
+            raise UsageError(
+                f"{videos[0].folder} has action_repeat={videos[0].action_repeat}, {other.folder} "
+                f"{other.action_repeat}: frames of different spacing cannot be mixed"
+            )
+    return videos
+
+
+def _train_codec(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:
+    from models.codec_training import CodecTrainingConfig, train_codec
+    from models.vqgan import VQGANConfig
+
+    training = build(CodecTrainingConfig, {**config.codec_training, "seed": config.seed}, "codec_training.")
+    model = build(VQGANConfig, config.codec, "codec.")
+    shown = Shown("codec", ("l1", "validation_l1", "codes_used"))
+    summary = train_codec(training, model, videos, out, device, shown)
+    print(f"[codec] {summary}")
+
+
+def _train_video(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:
+    from models.video_training import VideoTrainingConfig, train_video_model
+    from models.vqdiffusion.config import VQDiffusionConfig
+
+    codec = config.codec_checkpoint if config.codec_checkpoint is not None else f"checkpoints/codec/{config.env.task}"
+    training = build(VideoTrainingConfig, {**config.video_training, "seed": config.seed}, "video_training.")
+    model = build(VQDiffusionConfig, config.video, "video.")
+    shown = Shown("video", ("loss", "validation_loss", "learning_rate"))
+    summary = train_video_model(
+        training, model, videos, absolute_path(str(codec), "codec_checkpoint"), out, device, shown
+    )
+    print(f"[video] {summary}")
+
+
+def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:
+    from dataclasses import replace
+
+    from reward_service.config import DiffusionRewardConfig
+    from reward_service.diffusion_reward import DiffusionReward
+    from reward_service.statistics import compute_statistics
+
+    base = build(DiffusionRewardConfig, config.frame_reward, "frame_reward.")
+    for mode in ("entropy", "likelihood"):
+        reward = DiffusionReward.from_checkpoint(out, replace(base, mode=mode), device)
+        for task, numbers in compute_statistics(reward, videos, out).items():
+            print(
+                f"[statistics] {task} {mode}: mean {numbers['mean']:.3f}, std {numbers['std']:.3f} "
+                f"over {numbers['frames']} {numbers['split']} frames",
+                flush=True,
+            )
+
+
+class Shown(Progress):
+    """Progress that keeps the last value of a few metrics.
+
+    Args:
+        label: Stage.
+        names: Metrics to show.
+    """
+
+    def __init__(self, label: str, names: tuple[str, ...]) -> None:
+        super().__init__(label, "steps")
+        self._names = names
+        self._values: dict[str, float] = {}
+
+    def __call__(self, done: int, total: int, values: Any = None) -> None:
+        """Reports a step with the newest known value of each metric."""
+        self._values |= {k: v for k, v in (values or {}).items() if k in self._names and isinstance(v, (int, float))}
+        super().__call__(done, total, self._values)
+
+
+if __name__ == "__main__":
+    main()
