@@ -1,0 +1,101 @@
+"""The folder of a trained video model: weights, description, and its own copy of the codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.checkpoints import (
+    WEIGHTS_FILE,
+    apply_weights,
+    load_checkpoint_config,
+    load_weights,
+    save_checkpoint,
+)
+from models.vqdiffusion.config import VQDiffusionConfig
+from models.vqdiffusion.diffusion import VQDiffusion
+from models.vqgan import VQGAN, load_codec, save_codec
+
+KIND = "vqdiffusion"
+CODEC_FOLDER = "codec"
+
+
+def save_video_model(
+    folder: str | Path,
+    model: VQDiffusion,
+    codec: VQGAN,
+    extra: Mapping[str, Any],
+    *,
+    codec_extra: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a self-contained reward-model folder: `codec/`, `weights.pt`, and `config.json` last.
+
+    Args:
+        folder: Made if missing.
+        model: Weights to keep (the EMA of the best validation).
+        codec: Written to `codec/` if that is not there yet.
+        extra: JSON-able facts for `config.json`: "tasks", "domain", "render", "action_repeat", ...
+        codec_extra: The codec's own facts, kept in `codec/config.json`.
+        overwrite: Whether an earlier video model in the folder may be replaced.
+
+    Raises:
+        FileExistsError: if the folder already holds a video model and `overwrite` is off.
+        ValueError: if the codec does not fit the model.
+    """
+    folder = Path(folder)
+    require_codec_fits(model.config, codec)
+    if not (folder / CODEC_FOLDER / "config.json").exists():
+        save_codec(folder / CODEC_FOLDER, codec, dict(codec_extra or {}))
+    config = {"kind": KIND, "model": asdict(model.config), **extra}
+    save_checkpoint(folder, model, config, overwrite=overwrite)
+
+
+def load_video_model(
+    folder: str | Path, device: str | torch.device = "cpu"
+) -> tuple[VQDiffusion, VQGAN, dict[str, Any]]:
+    """Reads a reward-model folder.
+
+    Returns:
+        The model and its codec in eval mode without gradients, and the content of `config.json`.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint, or a part of it is missing.
+        ValueError: if it is of another kind or format, or weights do not fit.
+    """
+    folder = Path(folder)
+    meta = load_checkpoint_config(folder, KIND)
+    model = VQDiffusion(_model_config(meta["model"], folder))
+    apply_weights(model, load_weights(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    codec = load_codec(folder / CODEC_FOLDER, device=str(device))
+    require_codec_fits(model.config, codec)
+    return model.to(device).eval().requires_grad_(False), codec.eval().requires_grad_(False), meta
+
+
+def require_codec_fits(config: VQDiffusionConfig, codec: VQGAN) -> None:
+    """Refuses a codec whose tokens the model does not know.
+
+    Raises:
+        ValueError: naming the key, both values and what to do.
+    """
+    for key in ("num_codes", "latent_size"):
+        mine, theirs = getattr(config, key), getattr(codec.config, key)
+        if mine != theirs:
+            raise ValueError(
+                f"video model {key}={mine} does not fit the codec's {key}={theirs}; use the codec's value"
+            )
+
+
+def _model_config(values: Mapping[str, Any], folder: Path) -> VQDiffusionConfig:
+    known = VQDiffusionConfig.__dataclass_fields__
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{folder}/config.json has unknown model keys {unknown}; it was written by another version, "
+            "train the model again or use that version"
+        )
+    return VQDiffusionConfig(**values)
