@@ -163,7 +163,7 @@ def train_codec(
     run = _CodecRun(config, model_config, splits, folder, torch.device(device), extra or {})
     if (folder / STATE_FILE).exists():
         run.restore()
-    with TrainingLog(folder, progress, total_steps=run.total_steps, resume_step=run.step) as log:
+    with TrainingLog(folder, progress, total_steps=run.total_steps, resume_step=run.step or -1) as log:
         if run.step == 0:
             log.scalars(0, run.start_facts())
         while run.step < run.total_steps:

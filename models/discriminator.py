@@ -56,7 +56,7 @@ def hinge_losses(real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, 
 def adaptive_weight(
     reconstruction_loss: torch.Tensor,
     generator_loss: torch.Tensor,
-    last_layer: nn.Parameter,
+    last_layer: torch.Tensor,
     scale: float = 0.8,
 ) -> torch.Tensor:
     """How much the generator loss may count: VQGAN (arXiv 2012.09841), equation 7.

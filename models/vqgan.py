@@ -285,7 +285,7 @@ class VQGAN(nn.Module):
         return self.decode(vectors).clamp(-1.0, 1.0)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> torch.Tensor:
         """Weight of the decoder's last convolution, at which the adaptive weight of the GAN is measured."""
         convolutions = [layer for layer in self.decoder.modules() if isinstance(layer, nn.Conv2d)]
         return convolutions[-1].weight
