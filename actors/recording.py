@@ -53,7 +53,7 @@ class EpisodeRecorder:
         )
 
 
-def run_lockstep(
+def run_wave(
     envs: Sequence[Any],
     task: str,
     episode_ids: Sequence[str],
@@ -61,10 +61,10 @@ def run_lockstep(
     act: Act,
     on_step: Callable[[int], None] | None = None,
 ) -> list[EpisodeRecorder]:
-    """Runs one episode for each seed, in waves of `len(envs)` that step together, with one batched query per step.
+    """Runs one episode in each of the first `len(seeds)` environments, side by side, with one batched query per step.
 
     Args:
-        envs: Environments of one task, as from `make_env`.
+        envs: Environments of one task, as from `make_env`; at least as many as seeds.
         task: Task name for the records.
         episode_ids: One id per episode.
         seeds: One seed per episode, for `reset(seed=...)`.
@@ -74,23 +74,25 @@ def run_lockstep(
     Returns:
         A finished recorder per episode, in the order of the seeds.
     """
-    finished: list[EpisodeRecorder] = []
-    for first in range(0, len(seeds), len(envs)):
-        wave = range(first, min(first + len(envs), len(seeds)))
-        recorders = [
-            EpisodeRecorder(episode_ids[i], task, env.reset(seed=seeds[i])[0]) for i, env in zip(wave, envs)
-        ]
-        running = list(range(len(recorders)))
-        while running:
-            actions = act(np.stack([recorders[i].frame for i in running]))
-            over = []
-            for i, action in zip(running, actions):
-                frame, reward, terminated, truncated, info = envs[i].step(action)
-                recorders[i].add(action, frame, reward, info)
-                if terminated or truncated:
-                    over.append(i)
-            if on_step is not None:
-                on_step(len(running))
-            running = [i for i in running if i not in over]
-        finished.extend(recorders)
-    return finished
+    recorders = [
+        EpisodeRecorder(name, task, env.reset(seed=seed)[0])
+        for name, env, seed in zip(episode_ids, envs, seeds)
+    ]
+    running = list(range(len(recorders)))
+    while running:
+        actions = act(np.stack([recorders[i].frame for i in running]))
+        still_running = []
+        for i, action in zip(running, actions):
+            frame, reward, terminated, truncated, info = envs[i].step(action)
+            recorders[i].add(action, frame, reward, info)
+            if not (terminated or truncated):
+                still_running.append(i)
+        if on_step is not None:
+            on_step(len(running))
+        running = still_running
+    return recorders
+
+
+def waves(num_episodes: int, num_envs: int) -> list[range]:
+    """Splits episode numbers into waves of at most `num_envs`."""
+    return [range(i, min(i + num_envs, num_episodes)) for i in range(0, num_episodes, num_envs)]

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class GLInfo:
     version: str
     is_software: bool
     has_nvidia_gpu: bool
+
+    def __str__(self) -> str:
+        """For example "llvmpipe (LLVM 15.0.6, 256 bits) [egl, on the CPU]"."""
+        return f"{self.renderer} [{self.backend}{', on the CPU' if self.is_software else ''}]"
 
     @property
     def warning(self) -> str | None:
@@ -185,7 +189,7 @@ def check_gl(timeout_s: float = 30.0) -> GLInfo:
 
 def log_gl(info: GLInfo) -> None:
     """Logs the renderer in use, and a warning when a GPU is idle."""
-    logger.info("frames are drawn by %s", asdict(info))
+    logger.info("frames are drawn by %s", info)
     if info.warning:
         logger.warning(info.warning)
 

@@ -84,7 +84,7 @@ class MetaWorldEnv(gymnasium.Env):
         self._state = np.zeros(0)
         shape = (config.render.height_px, config.render.width_px, 3)
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (config.action_dim,), np.float32)
 
     def _show_goal_in_state(self) -> None:
         """Puts the goal into the low-dimensional state, which the scripted experts read."""

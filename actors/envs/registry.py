@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,19 +39,19 @@ class Domain:
 
     Attributes:
         name: "metaworld", ...
-        tasks: Task names, unique over all domains.
+        tasks: Length of the action vector by task name; names are unique over all domains.
         environment: "module:class", imported only when an environment is made. The class takes an `EnvConfig`.
     """
 
     name: str
-    tasks: tuple[str, ...]
+    tasks: Mapping[str, int]
     environment: str
 
 
 DOMAINS = (
     Domain(
         name="metaworld",
-        tasks=METAWORLD_PAPER_TASKS + METAWORLD_UNSEEN_TASKS + METAWORLD_EXTRA_TASKS,
+        tasks=dict.fromkeys(METAWORLD_PAPER_TASKS + METAWORLD_UNSEEN_TASKS + METAWORLD_EXTRA_TASKS, 4),
         environment="actors.envs.metaworld:MetaWorldEnv",
     ),
 )
@@ -103,6 +104,16 @@ class EnvConfig:
     def domain(self) -> str:
         """Name of the domain, for example "metaworld"."""
         return domain_of(self.task).name
+
+    @property
+    def action_dim(self) -> int:
+        """Length of the action vector."""
+        return domain_of(self.task).tasks[self.task]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EnvConfig:
+        """Builds a config from `dataclasses.asdict` of one."""
+        return cls(**{**values, "render": RenderSettings(**values["render"])})
 
 
 def make_env(config: EnvConfig, seed: int | None = None) -> Any:

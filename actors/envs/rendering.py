@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
+import threading
 from typing import Any
 
 # Sets MUJOCO_GL, so it must come before mujoco.
-from actors.envs.gl import describe_gl, log_gl, make_gl_context  # isort: skip
+from actors.envs.gl import check_gl, describe_gl, log_gl, make_gl_context  # isort: skip
 
 import mujoco
 import numpy as np
@@ -15,10 +15,22 @@ import numpy as np
 from actors.envs.meshes import with_coarse_meshes
 from models.videos import RenderSettings
 
+__all__ = ["SceneRenderer", "check_gl", "describe_gl", "shared_renderer"]
+
 MAX_GEOMS = 1000
 # Merged vertices lie within a third of a pixel of each other, for a camera with 60 degrees at one metre.
 COARSE_CELL_M_TIMES_PX = 0.4
-_SHARED: dict[tuple[Any, ...], SceneRenderer] = {}
+
+
+class _ThreadRenderers(threading.local):
+    """Renderers of one thread (a GL context belongs to a thread), and the one whose context is current."""
+
+    def __init__(self) -> None:
+        self.shared: dict[tuple[Any, ...], SceneRenderer] = {}
+        self.current: SceneRenderer | None = None
+
+
+_THREAD = _ThreadRenderers()
 
 
 class SceneRenderer:
@@ -42,6 +54,7 @@ class SceneRenderer:
         self.settings = settings
         upload = self._prepare(model)
         self._context = make_gl_context(settings.width_px, settings.height_px)
+        _THREAD.current = self
         self._mjr = mujoco.MjrContext(upload, mujoco.mjtFontScale.mjFONTSCALE_50.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
         self._scene = mujoco.MjvScene(upload, maxgeom=MAX_GEOMS)
@@ -89,34 +102,30 @@ class SceneRenderer:
         return self._pixels[::-1].copy()
 
     def _make_current(self) -> None:
-        global _CURRENT
-        if _CURRENT is not self:
+        if _THREAD.current is not self:
             self._context.make_current()
-            _CURRENT = self
+            _THREAD.current = self
 
     def close(self) -> None:
         """Frees the GL objects. Drawing afterwards is an error."""
-        global _CURRENT
         self._make_current()
         self._mjr.free()
         self._context.free()
-        _CURRENT = None
-
-
-_CURRENT: SceneRenderer | None = None
+        _THREAD.current = None
 
 
 def shared_renderer(scene: str, model: mujoco.MjModel, settings: RenderSettings) -> SceneRenderer:
-    """The renderer of this process for one scene file and setting; environments of one task share it.
+    """The renderer of this thread for one scene file and setting; environments of one task share it.
 
     Args:
         scene: What makes the uploaded meshes and textures equal, for example the path of the XML file.
         model: Used when the renderer is made for the first time.
         settings: Quality and size.
     """
-    key = (os.getpid(), scene, settings.quality, settings.height_px, settings.width_px)
-    if key not in _SHARED:
-        _SHARED[key] = SceneRenderer(model, settings)
-        if len(_SHARED) == 1:
+    shared = _THREAD.shared
+    key = (scene, settings.quality, settings.height_px, settings.width_px)
+    if key not in shared:
+        shared[key] = SceneRenderer(model, settings)
+        if len(shared) == 1:
             log_gl(describe_gl())
-    return _SHARED[key]
+    return shared[key]
