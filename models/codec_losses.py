@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import nn
 
+from models.codec_config import CodecTrainingConfig
 from models.discriminator import PatchDiscriminator, adaptive_weight, hinge_losses
 from models.vqgan import VQGAN
-
-
-class LossSettings(Protocol):
-    """What `CodecLosses` reads of the training config."""
-
-    @property
-    def reconstruction_weight(self) -> float: ...
-    @property
-    def motion_weight(self) -> float: ...
-    @property
-    def perceptual_weight(self) -> float: ...
-    @property
-    def use_lpips(self) -> bool: ...
-    @property
-    def disc_weight(self) -> float: ...
-    @property
-    def disc_start_step(self) -> int: ...
-    @property
-    def disc_adaptive_scale(self) -> float: ...
-    @property
-    def disc_filters(self) -> int: ...
-    @property
-    def disc_layers(self) -> int: ...
-    @property
-    def detach_discriminator(self) -> bool: ...
 
 
 class CodecLosses:
@@ -45,7 +21,7 @@ class CodecLosses:
         config: Weights and switches.
     """
 
-    def __init__(self, model: VQGAN, config: LossSettings) -> None:
+    def __init__(self, model: VQGAN, config: CodecTrainingConfig) -> None:
         self.model, self.config = model, config
         self.discriminator: PatchDiscriminator | None = None
         if config.disc_weight > 0:
