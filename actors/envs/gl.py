@@ -12,8 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ INSTALL_HINT = (
     "Install a GL library: on Debian or Ubuntu `apt-get install libegl1 libgl1-mesa-dri` (MUJOCO_GL=egl, works "
     "without a GPU), or `apt-get install libosmesa6` and set MUJOCO_GL=osmesa"
 )
+_REPORT = "GL_REPORT "
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -94,6 +96,23 @@ def gl_backend() -> str:
     raise GLUnavailableError(f"MUJOCO_GL is {name!r}, expected one of {BACKENDS}. {INSTALL_HINT}")
 
 
+def import_mujoco() -> ModuleType:
+    """Imports mujoco, which loads the GL library that MUJOCO_GL names.
+
+    Raises:
+        GLUnavailableError: naming the packages to install, if that library is missing.
+    """
+    backend = gl_backend()
+    try:
+        import mujoco
+    # PyOpenGL reports a missing library as AttributeError on a null function, as well as ImportError.
+    except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+        raise GLUnavailableError(
+            f"the GL library of backend {backend!r} cannot be loaded: {type(error).__name__}: {error}. {INSTALL_HINT}"
+        ) from error
+    return mujoco
+
+
 def make_gl_context(width_px: int, height_px: int) -> Any:
     """Makes an offscreen GL context and makes it current in this thread.
 
@@ -111,6 +130,8 @@ def make_gl_context(width_px: int, height_px: int) -> Any:
         else:
             from mujoco.glfw import GLContext
         context = GLContext(width_px, height_px)
+        if backend == "glfw" and not context._context:
+            raise OSError("no window system answers; set MUJOCO_GL=egl to draw without a display")
         context.make_current()
     # PyOpenGL reports a missing library as AttributeError or TypeError on a null function, EGL as its own error.
     except Exception as error:
@@ -159,14 +180,10 @@ def check_gl(timeout_s: float = 30.0) -> GLInfo:
     Raises:
         GLUnavailableError: naming the packages to install.
     """
-    code = (
-        "import dataclasses, json; from actors.envs.gl import describe_gl; "
-        "print('GL_INFO ' + json.dumps(dataclasses.asdict(describe_gl())))"
-    )
     path = os.pathsep.join(filter(None, [str(_REPOSITORY), os.environ.get("PYTHONPATH")]))
     try:
         child = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", "from actors.envs.gl import _report_to_parent; _report_to_parent()"],
             env={**os.environ, "PYTHONPATH": path},
             capture_output=True,
             text=True,
@@ -177,14 +194,27 @@ def check_gl(timeout_s: float = 30.0) -> GLInfo:
         raise GLUnavailableError(
             f"the GL driver did not answer within {timeout_s} s. {INSTALL_HINT}"
         ) from error
-    lines = [line for line in child.stdout.splitlines() if line.startswith("GL_INFO ")]
-    if child.returncode != 0 or not lines:
-        last = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        hint = "" if INSTALL_HINT in last else f" {INSTALL_HINT}"
-        raise GLUnavailableError(f"no frame can be drawn on this machine: {last}.{hint}")
-    info = GLInfo(**json.loads(lines[-1].removeprefix("GL_INFO ")))
+    reports = [line for line in child.stdout.splitlines() if line.startswith(_REPORT)]
+    if not reports:
+        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise GLUnavailableError(
+            f"the GL driver ended its process (status {child.returncode}: {last}). {INSTALL_HINT}"
+        )
+    report = json.loads(reports[-1].removeprefix(_REPORT))
+    if isinstance(report, str):
+        raise GLUnavailableError(report)
+    info = GLInfo(**report)
     log_gl(info)
     return info
+
+
+def _report_to_parent() -> None:
+    """Prints what `describe_gl` finds, or its error, as one line of JSON (the child of `check_gl`)."""
+    try:
+        report: Any = asdict(describe_gl())
+    except GLUnavailableError as error:
+        report = str(error)
+    print(_REPORT + json.dumps(report), flush=True)
 
 
 def log_gl(info: GLInfo) -> None:

@@ -6,14 +6,13 @@ import copy
 import threading
 from typing import Any
 
-# Sets MUJOCO_GL, so it must come before mujoco.
-from actors.envs.gl import check_gl, describe_gl, log_gl, make_gl_context  # isort: skip
-
-import mujoco
 import numpy as np
 
+from actors.envs.gl import check_gl, describe_gl, import_mujoco, log_gl, make_gl_context
 from actors.envs.meshes import with_coarse_meshes
 from models.videos import RenderSettings
+
+mujoco = import_mujoco()
 
 __all__ = ["SceneRenderer", "check_gl", "describe_gl", "shared_renderer"]
 

@@ -1,0 +1,159 @@
+"""The environment contract, for every MetaWorld task of the paper and of its generalisation test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from actors.envs.metaworld import CAMERAS, MetaWorldEnv
+from actors.envs.registry import (
+    METAWORLD_PAPER_TASKS,
+    METAWORLD_UNSEEN_TASKS,
+    EnvConfig,
+    make_env,
+    task_names,
+)
+from actors.experts import ScriptedExpert
+from models.videos import RenderSettings
+
+TASKS = METAWORLD_PAPER_TASKS + METAWORLD_UNSEEN_TASKS
+SMALL = RenderSettings(height_px=32, width_px=32)
+
+
+@pytest.fixture(scope="module")
+def door():
+    env = make_env(EnvConfig("door-close", episode_steps=3))
+    yield env
+    env.close()
+
+
+def test_all_fifteen_tasks_of_the_paper_are_there():
+    assert len(TASKS) == 15
+    assert set(TASKS) <= set(task_names())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_contract_of_every_task(task):
+    env = make_env(EnvConfig(task, episode_steps=2, render=SMALL))
+    frame, info = env.reset(seed=5)
+    assert env.observation_space.shape == (32, 32, 3) and env.observation_space.dtype == np.uint8
+    assert env.action_space.shape == (4,) and env.action_space.dtype == np.float32
+    assert env.observation_space.contains(frame) and info == {"seed": 5}
+    action = np.array([0.6, -0.4, 0.3, 1.0], np.float32)
+    steps = [env.step(action), env.step(action)]
+    assert [s[3] for s in steps] == [False, True]  # truncated at the limit
+    for frame, reward, terminated, _, info in steps:
+        assert env.observation_space.contains(frame)
+        assert reward in (0.0, 1.0, 2.0, 3.0) and not terminated
+        assert info["discount"] == 1.0 and isinstance(info["success"], bool)
+
+    # The same seed gives the same pictures, whatever came before; another seed another scene.
+    again = [env.reset(seed=5)[0], env.step(action)[0], env.step(action)[0]]
+    fresh = make_env(EnvConfig(task, episode_steps=2, render=SMALL))
+    expected = [fresh.reset(seed=5)[0], fresh.step(action)[0], fresh.step(action)[0]]
+    np.testing.assert_array_equal(again, expected)
+    np.testing.assert_array_equal(again[1:], [s[0] for s in steps])
+    same_state = env.state
+    env.reset_state(seed=6)
+    other_state = env.state
+    fresh.reset_state(seed=6)
+    np.testing.assert_array_equal(other_state, fresh.state)
+    assert not np.array_equal(other_state[4:], same_state[4:])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_expert_succeeds_within_the_time_limit_and_reward_counts_successes(task):
+    env = make_env(EnvConfig(task))
+    expert = ScriptedExpert(task)
+    # Some scenes defeat the scripted expert of peg-unplug-side; this one does not.
+    env.reset_state(seed=1)
+    rewards, successes = [], []
+    truncated = False
+    while not truncated:
+        reward, truncated, info = env.advance(expert.act(env.state))
+        rewards.append(reward)
+        successes.append(info["success"])
+        assert reward == info["success_count"]
+        assert info["success"] == (reward > 0)
+    assert len(rewards) == 100
+    assert any(successes)
+
+
+def test_reward_is_the_number_of_repeats_that_succeed():
+    coarse = make_env(EnvConfig("reach", action_repeat=3))
+    fine = make_env(EnvConfig("reach", action_repeat=1, episode_steps=300))
+    expert = ScriptedExpert("reach")
+    coarse.reset_state(seed=2)
+    fine.reset_state(seed=2)
+    counts = set()
+    for _ in range(40):
+        action = expert.act(coarse.state)
+        reward, _, info = coarse.advance(action)
+        single = [fine.advance(action) for _ in range(3)]
+        assert reward == sum(r for r, _, _ in single)
+        assert info["dense_reward"] == pytest.approx(sum(i["dense_reward"] for _, _, i in single))
+        counts.add(reward)
+    assert counts >= {0.0, 3.0}
+
+
+def test_a_finished_episode_refuses_another_step(door):
+    door.reset(seed=0)
+    for _ in range(3):
+        door.step(np.zeros(4))
+    with pytest.raises(RuntimeError, match="call reset"):
+        door.step(np.zeros(4))
+
+
+def test_actions_are_clipped(door):
+    first = _frame_after(door, np.full(4, 19.0))
+    np.testing.assert_array_equal(first, _frame_after(door, np.ones(4)))
+
+
+def _frame_after(env, action):
+    env.reset(seed=0)
+    return env.step(action)[0]
+
+
+def test_resets_without_a_seed_differ_and_follow_the_seed_of_construction():
+    def seeds(seed):
+        env = make_env(EnvConfig("door-close"), seed=seed)
+        found = []
+        for _ in range(3):
+            env.reset_state()
+            found.append(env.episode_seed)
+        return found
+
+    assert seeds(1) == seeds(1) != seeds(2)
+    assert len(set(seeds(1))) == 3
+
+
+def test_several_environments_in_one_process_do_not_disturb_each_other():
+    first, second = (make_env(EnvConfig("reach", render=SMALL)) for _ in range(2))
+    alone = first.reset(seed=0)[0]
+    second.reset(seed=1)
+    np.testing.assert_array_equal(first.render(), alone)
+    assert first._renderer is second._renderer
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("door-clos", "door-close"), ("dial-turn-v3", "dial-turn"), ("presshandle", "handle-press")],
+)
+def test_unknown_task_names_the_nearest_and_all(name, expected):
+    with pytest.raises(ValueError, match="did you mean") as error:
+        EnvConfig(name)
+    suggestion, everything = str(error.value).split("Known tasks:")
+    assert expected in suggestion
+    assert all(task in everything for task in TASKS)
+
+
+@pytest.mark.parametrize("change", [{"action_repeat": 0}, {"episode_steps": -1}, {"action_repeat": 1.5}])
+def test_bad_config_names_the_key(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        EnvConfig("reach", **change)
+
+
+def test_unknown_camera_lists_the_cameras():
+    with pytest.raises(ValueError, match="corner2"):
+        MetaWorldEnv(EnvConfig("reach", render=RenderSettings(camera="corner9")))
+    assert "corner2" in CAMERAS
