@@ -257,7 +257,8 @@ class _CodecRun:
             self.best_l1, self.best_step = l1, self.step
             facts = {"trained_steps": self.step, "validation_l1": l1, **self.extra}
             save_codec(self.folder, self.model, facts, overwrite=True)
-        return {"l1": l1, "best_l1": self.best_l1, **code_use(used)}
+        use = {f"validation_{name}": value for name, value in code_use(used).items()}
+        return {"validation_l1": l1, "best_validation_l1": self.best_l1, **use}
 
     def numbers(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
         """Metrics of a step as plain numbers, with the learning rate."""
@@ -323,8 +324,8 @@ def code_use(counts: torch.Tensor) -> dict[str, float]:
         counts: (K,) int64 how often each code occurred.
 
     Returns:
-        `used_codes`, the number of codes that occurred, and `perplexity`, exp of the entropy of their frequencies.
+        `codes_used`, the number of codes that occurred, and `perplexity`, exp of the entropy of their frequencies.
     """
     probabilities = counts.double() / counts.sum()
     entropy = -torch.special.xlogy(probabilities, probabilities).sum()
-    return {"used_codes": int((counts > 0).sum()), "perplexity": float(entropy.exp())}
+    return {"codes_used": int((counts > 0).sum()), "perplexity": float(entropy.exp())}

@@ -92,7 +92,7 @@ def test_it_learns_and_leaves_a_loadable_codec(tmp_path):
     start = lines(tmp_path / "c")[0]
     assert start["perceptual_loss"] == "off (use_lpips=False)" and start["adversarial_loss"] == "off"
     train = [line for line in lines(tmp_path / "c") if line["phase"] == "train"]
-    assert {"l1", "q_loss", "perplexity", "used_codes", "loss", "wall_s"} <= train[-1].keys()
+    assert {"l1", "q_loss", "perplexity", "codes_used", "loss", "wall_s"} <= train[-1].keys()
 
 
 def test_adversarial_phase_starts_on_time(tmp_path):
@@ -117,7 +117,10 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path, stop_step):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
     def logged(name: str) -> list[tuple]:
-        return [(line["step"], line["phase"], line.get("l1")) for line in lines(tmp_path / name)]
+        return [
+            (line["step"], line["phase"], line.get("l1"), line.get("validation_l1"))
+            for line in lines(tmp_path / name)
+        ]
 
     assert logged("whole") == logged("cut")
 
@@ -211,7 +214,7 @@ def test_adaptive_weight_by_hand():
 
 
 def test_code_use_by_hand():
-    assert code_use(torch.tensor([4, 4, 0, 0])) == {"used_codes": 2, "perplexity": pytest.approx(2.0)}
+    assert code_use(torch.tensor([4, 4, 0, 0])) == {"codes_used": 2, "perplexity": pytest.approx(2.0)}
 
 
 @pytest.mark.parametrize(
