@@ -1,0 +1,99 @@
+"""Configuration of the frozen diffusion reward."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+MODES = ("entropy", "likelihood")
+ESTIMATORS = ("chain", "one_forward")
+POSTERIORS = ("official", "exact")
+
+
+@dataclass(frozen=True)
+class DiffusionRewardConfig:
+    """How frames are turned into rewards (Diffusion Reward, arXiv 2312.14134). Defaults are the paper's.
+
+    Attributes:
+        mode: "entropy" (negative conditional entropy of the predicted next frame) or "likelihood" (log-probability
+            of the observed frame).
+        estimator: "chain" (denoise from the all-mask state, one term per network step) or "one_forward" (one
+            network step at the all-mask state, no sampling: the cheapest).
+        posterior: Of the chain. "official": the one-step posterior q(x_{s-1} | x_s, x_0) at s = t - skip_step,
+            which the published implementation uses although its chain jumps; most tokens stay masked until the last
+            step. "exact": the jump posterior q(x_{t'} | x_t, x_0) to the next network step t'.
+        skip_step: Of the chain: diffusion steps left out between two network steps, 0 to num_diffusion_steps - 1.
+            9 with 100 diffusion steps gives 11 network steps.
+        num_samples: Chains averaged per frame, 1 or more (one_forward needs none).
+        noise: Of the chain: sample (True) or take the most probable token (False).
+        likelihood_leak: Of mode=likelihood with the chain: also give the scored frame itself as condition, as the
+            published implementation does. For parity only: a frame that is its own condition tells little.
+        clip_low: Lower bound of the standardised reward, or None. The paper does not clip.
+        clip_high: Upper bound of the standardised reward, or None.
+        batch_rows: Frames scored in one network call, 1 or more.
+        batch_frames: Frames encoded by the codec in one call, 1 or more.
+        statistics_task: Task whose mean and standard deviation standardise every reward, or None for each
+            episode's own task.
+    """
+
+    mode: str = "entropy"
+    estimator: str = "chain"
+    posterior: str = "official"
+    skip_step: int = 9
+    num_samples: int = 1
+    noise: bool = True
+    likelihood_leak: bool = False
+    clip_low: float | None = None
+    clip_high: float | None = None
+    batch_rows: int = 64
+    batch_frames: int = 256
+    statistics_task: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, MODES)
+        _one_of("estimator", self.estimator, ESTIMATORS)
+        _one_of("posterior", self.posterior, POSTERIORS)
+        if self.skip_step < 0:
+            raise ValueError(f"skip_step is {self.skip_step}, expected 0 or more")
+        for name in ("num_samples", "batch_rows", "batch_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.clip_low is not None and self.clip_high is not None and not self.clip_low < self.clip_high:
+            raise ValueError(
+                f"clip_low is {self.clip_low}, expected less than clip_high, which is {self.clip_high}"
+            )
+        if self.likelihood_leak and (self.mode != "likelihood" or self.estimator != "chain"):
+            raise ValueError(
+                "likelihood_leak is True, which is allowed only with mode='likelihood' and estimator='chain'; got "
+                f"mode={self.mode!r}, estimator={self.estimator!r}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiffusionRewardConfig:
+        """Builds a config from plain values.
+
+        Raises:
+            ValueError: naming a key that does not exist, with the nearest one that does, or a bad value.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"use one of {known}"
+                raise ValueError(f"unknown key {key!r} of the diffusion reward; {hint}")
+        return cls(**values)
+
+    def signature(self) -> str:
+        """Key of the statistics: two configs share it only if their raw rewards mean the same."""
+        if self.estimator == "one_forward":
+            return f"{self.mode}/one_forward"
+        parts = [self.mode, f"chain-{self.posterior}", f"skip{self.skip_step}", f"samples{self.num_samples}"]
+        parts += ["noiseless"] * (not self.noise) + ["leak"] * self.likelihood_leak
+        return "/".join(parts)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, expected one of {allowed}")

@@ -1,0 +1,55 @@
+"""Which frames a reward row is conditioned on, as frame numbers (literal tables are in the tests)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def entropy_history(num_frames: int, num_history_frames: int, frame_skip: int = 1) -> np.ndarray:
+    """Frames that row t of the entropy reward sees: the last ones up to and including frame t.
+
+    Row t scores how predictable frame t + frame_skip is. Frames before the first are the first.
+
+    Args:
+        num_frames: T, frames of the episode.
+        num_history_frames: F, frames that the video model is conditioned on.
+        frame_skip: Distance between two of them.
+
+    Returns:
+        (T, F) int64 frame numbers, oldest first: t - (F-1) frame_skip, ..., t.
+    """
+    offsets = frame_skip * np.arange(1 - num_history_frames, 1)
+    return np.maximum(np.arange(num_frames)[:, None] + offsets, 0)
+
+
+def likelihood_history(num_frames: int, num_history_frames: int, frame_skip: int = 1) -> np.ndarray:
+    """Frames that row t of the likelihood reward sees: those before frame t, which is the one scored.
+
+    Args:
+        num_frames: T, frames of the episode.
+        num_history_frames: F, frames that the video model is conditioned on.
+        frame_skip: Distance between two of them.
+
+    Returns:
+        (T, F) int64 frame numbers, oldest first: t - F frame_skip, ..., t - frame_skip.
+    """
+    offsets = frame_skip * np.arange(-num_history_frames, 0)
+    return np.maximum(np.arange(num_frames)[:, None] + offsets, 0)
+
+
+def leaking_history(num_frames: int, num_history_frames: int, frame_skip: int = 1) -> np.ndarray:
+    """Frames that row t of the published likelihood reward sees: those before frame t, and frame t itself.
+
+    Rows without a full history see copies of frame t, not of the first frame.
+
+    Args:
+        num_frames: T, frames of the episode.
+        num_history_frames: F, frames that the video model was trained to be conditioned on.
+        frame_skip: Distance between two of them.
+
+    Returns:
+        (T, F + 1) int64 frame numbers, oldest first.
+    """
+    rows = np.arange(num_frames)[:, None]
+    wanted = rows + frame_skip * np.arange(-num_history_frames, 1)
+    return np.where(wanted[:, :1] < 0, rows, wanted)

@@ -1,0 +1,167 @@
+"""Mean and standard deviation of raw rewards over expert videos, kept in the checkpoint folder.
+
+statistics.json    {signature: {task: {"mean", "std", "frames", "split", "weights"}}}
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from models.checkpoints import WEIGHTS_FILE
+from models.episode import Episode
+from models.files import read_json, write_json
+from models.videos import VideoSet
+from reward_service.contract import episode_seed
+
+if TYPE_CHECKING:
+    from reward_service.diffusion_reward import DiffusionReward
+
+STATISTICS_FILE = "statistics.json"
+MIN_VALIDATION_VIDEOS = 5
+SPLIT_CHOICES = ("auto", "train", "validation", "all")
+
+
+class MeanStd(NamedTuple):
+    """Mean and standard deviation of a task's raw rewards."""
+
+    mean: float
+    std: float
+
+
+class Statistics:
+    """The statistics of one checkpoint folder.
+
+    Args:
+        entries: {signature: {task: entry}}.
+        folder: Named in errors.
+        weights: Fingerprint of the weights in the folder.
+    """
+
+    def __init__(self, entries: Mapping[str, Mapping[str, Any]], folder: Path, weights: str) -> None:
+        self._entries = entries
+        self._folder = folder
+        self._weights = weights
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Statistics:
+        """Reads `statistics.json`; an absent file means that nothing was computed yet."""
+        path = Path(folder) / STATISTICS_FILE
+        return cls(read_json(path) if path.is_file() else {}, Path(folder), fingerprint(folder))
+
+    def lookup(self, signature: str, task: str) -> MeanStd:
+        """Mean and deviation of a task.
+
+        Raises:
+            ValueError: if they were not computed, listing what there is, or belong to other weights.
+        """
+        entry = self._entries.get(signature, {}).get(task)
+        again = "compute them with `python launch/pretrain.py stage=statistics`"
+        if entry is None:
+            there = "; ".join(f"{s}: {sorted(tasks)}" for s, tasks in sorted(self._entries.items())) or "none"
+            raise ValueError(
+                f"no reward statistics of task {task!r} for {signature!r} in {self._folder / STATISTICS_FILE}. "
+                f"Available: {there}. Give expert videos of {task!r} and {again}, or name one of these tasks as "
+                "statistics_task (its scale then standardises every reward)"
+            )
+        if entry["weights"] != self._weights:
+            raise ValueError(
+                f"reward statistics of task {task!r} in {self._folder / STATISTICS_FILE} were computed with other "
+                f"weights (fingerprint {entry['weights']}, the folder holds {self._weights}): {again}"
+            )
+        return MeanStd(entry["mean"], entry["std"])
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Checksum of the weights of a reward-model folder, its codec included (CRC-32, 8 hex digits)."""
+    checksum = 0
+    for path in sorted(Path(folder).rglob(WEIGHTS_FILE)):
+        checksum = zlib.crc32(path.read_bytes(), checksum)
+    return f"{checksum:08x}"
+
+
+def compute_statistics(
+    reward: DiffusionReward, videos: Sequence[VideoSet], split: str = "auto", seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Computes the statistics of every task among the videos and writes them into the reward's folder.
+
+    Entries of other signatures and tasks are kept; the reward uses the new ones from here on.
+
+    Args:
+        reward: Read from a checkpoint folder; its config gives the signature.
+        videos: Expert videos; several sets of one task are pooled.
+        split: "train", "validation", "all", or "auto": validation where a task has at least five such
+            videos, else train.
+        seed: Seed of the noise.
+
+    Returns:
+        {task: entry} of what was computed.
+
+    Raises:
+        ValueError: if videos are not the expert's, are rendered differently, or all their rewards are equal.
+    """
+    if split not in SPLIT_CHOICES:
+        raise ValueError(f"split is {split!r}, expected one of {SPLIT_CHOICES}")
+    by_task: dict[str, list[VideoSet]] = {}
+    for video_set in videos:
+        _require_fitting(reward, video_set)
+        by_task.setdefault(video_set.task, []).append(video_set)
+    if not by_task:
+        raise ValueError(
+            "no videos to compute reward statistics from: give at least one set of expert videos"
+        )
+    weights = fingerprint(reward.folder)
+    entries = {}
+    for task, sets in by_task.items():
+        used, episodes = _choose(sets, split, task)
+        entries[task] = {**_mean_std(reward, episodes, task, seed), "split": used, "weights": weights}
+    _merge(reward.folder, reward.config.signature(), entries)
+    reward.reload_statistics()
+    return entries
+
+
+def _require_fitting(reward: DiffusionReward, videos: VideoSet) -> None:
+    if videos.mode != "expert":
+        raise ValueError(
+            f"{videos.folder} holds {videos.mode!r} videos; reward statistics need expert videos"
+        )
+    reward.render.require_same(
+        videos.render, f"the reward model {reward.folder}", f"the videos {videos.folder}"
+    )
+    reward.require_action_repeat(videos.action_repeat, f"the videos {videos.folder}")
+
+
+def _choose(sets: Sequence[VideoSet], split: str, task: str) -> tuple[str, list[Episode]]:
+    """The split that is used, and its episodes."""
+    held_out = [episode for videos in sets for episode in videos.split("validation")]
+    trained = [episode for videos in sets for episode in videos.split("train")]
+    if split == "auto":
+        split = "validation" if len(held_out) >= MIN_VALIDATION_VIDEOS else "train"
+    episodes = {"train": trained, "validation": held_out, "all": trained + held_out}[split]
+    if not episodes:
+        raise ValueError(f"task {task!r} has no {split} videos; use split='all' or collect more videos")
+    return split, episodes
+
+
+def _mean_std(reward: DiffusionReward, episodes: Sequence[Episode], task: str, seed: int) -> dict[str, Any]:
+    names = [episode.episode_id for episode in episodes]
+    frames = [episode.frames for episode in episodes]
+    raw = reward.raw(frames, [episode_seed(name, seed) for name in names], names)
+    values = np.concatenate(raw).astype(np.float64)
+    mean, std = float(values.mean()), float(values.std())
+    if not std > 1e-6 * max(1.0, abs(mean)):
+        raise ValueError(
+            f"all {len(values)} raw rewards of task {task!r} are {mean:.6g}: they cannot be standardised. The video "
+            "model does not react to its history; train it longer, or check the videos"
+        )
+    return {"mean": mean, "std": std, "frames": len(values)}
+
+
+def _merge(folder: Path, signature: str, entries: Mapping[str, Any]) -> None:
+    path = folder / STATISTICS_FILE
+    known = read_json(path) if path.is_file() else {}
+    write_json(path, {**known, signature: {**known.get(signature, {}), **entries}})
