@@ -83,7 +83,7 @@ def test_check_gl_finds_the_renderer():
 def test_no_gl_names_the_packages_to_install(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
-    with pytest.raises(GLUnavailableError, match="libegl1 libgl1-mesa-dri.*libosmesa6"):
+    with pytest.raises(GLUnavailableError, match=r"libegl1 libgl1-mesa-dri.*libosmesa6"):
         check_gl()
 
 
