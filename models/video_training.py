@@ -1,0 +1,345 @@
+"""Training of the video model, resumable at any moment (Diffusion Reward, arXiv 2312.14134).
+
+A training folder holds `config.json` + `weights.pt` + `codec/` (the best averaged model so far, self-contained),
+`training.json` (what was asked for), `training_state.pt` (where to go on), `metrics.jsonl`, `tensorboard/`, and,
+once finished, `summary.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.checkpoints import (
+    STATE_FILE,
+    apply_weights,
+    load_tensors,
+    require_same_config,
+    save_tensors,
+)
+from models.files import read_json, write_json
+from models.frames import tensor_to_images
+from models.training_log import Progress, TrainingLog
+from models.video_facts import check_resolution, codec_facts, dataset_facts
+from models.video_training_config import LearningRate, VideoTrainingConfig
+from models.video_windows import TokenWindows, corrupt_tokens
+from models.videos import VideoSet
+from models.vqdiffusion.checkpoint import require_codec_fits, save_video_model
+from models.vqdiffusion.config import VQDiffusionConfig
+from models.vqdiffusion.diffusion import VQDiffusion
+from models.vqdiffusion.sampling import generate_tokens
+from models.vqgan import VQGAN, load_codec
+
+__all__ = ["VideoTrainingConfig", "train_video_model"]
+
+SETTINGS_FILE = "training.json"
+SUMMARY_FILE = "summary.json"
+PICTURE_JUMPS = 11
+
+
+def train_video_model(
+    config: VideoTrainingConfig,
+    model_config: VQDiffusionConfig,
+    videos: Sequence[VideoSet],
+    codec_folder: str | Path,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    *,
+    resume: bool = True,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Trains a video model on the videos of one or several tasks, or goes on with a training that was cut off.
+
+    Args:
+        config: How to train.
+        model_config: Sizes of the model; `num_codes` and `latent_size` must be the codec's.
+        videos: Video sets of one domain, rendered alike, with one action repeat.
+        codec_folder: A trained codec; copied into the folder.
+        folder: Training folder; afterwards `load_video_model(folder)` gives the best model.
+        device: Where to train.
+        progress: Called with (step, total_steps, metrics) at every line of metrics.
+        resume: Whether an unfinished training in the folder may be gone on with.
+        extra: More facts for `config.json`.
+
+    Returns:
+        The summary, as in `summary.json`: steps, wall_s, best validation loss and its step.
+
+    Raises:
+        FileExistsError: if the folder holds a finished training, or an unfinished one and `resume` is off.
+        FileNotFoundError: if there is no codec.
+        ValueError: if videos, codec and model do not fit together, or the folder was started with another
+            configuration (the keys are named).
+        FloatingPointError: if the loss is no longer finite.
+    """
+    folder = Path(folder)
+    facts = dataset_facts(videos)
+    codec_config_facts = codec_facts(codec_folder, videos[0].render)
+    codec = load_codec(codec_folder, device)
+    require_codec_fits(model_config, codec)
+    check_resolution(videos[0].render, codec)
+    _claim_folder(folder, _settings(config, model_config, videos), resume)
+    run = _VideoRun(config, model_config, videos, codec, folder, torch.device(device))
+    run.config_facts = {**facts, **(extra or {})}
+    run.codec_facts = codec_config_facts
+    if (folder / STATE_FILE).exists():
+        run.restore()
+    with TrainingLog(folder, progress, total_steps=run.total_steps, resume_step=run.step or -1) as log:
+        if run.step == 0:
+            log.scalars(0, run.start_facts())
+        while run.step < run.total_steps:
+            run.train_step()
+            if _due(run.step, config.log_every_steps, run.total_steps):
+                log.scalars(run.step, {"phase": "train", **run.numbers()})
+            if _due(run.step, config.validate_every_steps, run.total_steps):
+                log.scalars(run.step, {"phase": "validation", **run.validate()})
+                log.images(run.step, "history_truth_sample", run.pictures())
+            if _due(run.step, config.save_every_steps, run.total_steps):
+                run.save()
+        summary = run.summary(log.wall_s)
+    write_json(folder / SUMMARY_FILE, summary)
+    return summary
+
+
+def _settings(
+    config: VideoTrainingConfig, model_config: VQDiffusionConfig, videos: Sequence[VideoSet]
+) -> dict[str, Any]:
+    counts = {f"{s}_videos": sum(len(v.split(s)) for v in videos) for s in ("train", "validation")}
+    for name, count in counts.items():
+        if not count:
+            raise ValueError(
+                f"{name} is 0: collect more videos, every fifth goes to the validation split by default"
+            )
+    data = {**dataset_facts(videos), **counts}
+    return {"training": asdict(config), "model": asdict(model_config), "data": data}
+
+
+def _claim_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Writes the settings of a new folder, or checks those of an old one."""
+    if (folder / SUMMARY_FILE).exists():
+        raise FileExistsError(
+            f"{folder} already holds a finished video model; use it as it is, or train into another folder"
+        )
+    if (folder / SETTINGS_FILE).exists():
+        if not resume:
+            raise FileExistsError(
+                f"{folder} holds an unfinished training; resume it, or choose another folder"
+            )
+        require_same_config(read_json(folder / SETTINGS_FILE), settings, folder)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"{folder} is not empty and holds no video training; choose an empty or new folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS_FILE, settings)
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step % every == 0 or step == total
+
+
+@contextmanager
+def _seeded(device: torch.device, *numbers: int) -> Iterator[None]:
+    """Makes all randomness inside a function of `numbers`: a resumed step draws what the first try drew."""
+    devices = [device] if device.type == "cuda" else []
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+class _VideoRun:
+    """State of one training: model, its average, optimiser, and the best result so far."""
+
+    config_facts: dict[str, Any]
+    codec_facts: dict[str, Any]
+
+    def __init__(
+        self,
+        config: VideoTrainingConfig,
+        model_config: VQDiffusionConfig,
+        videos: Sequence[VideoSet],
+        codec: VQGAN,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.config, self.codec, self.folder, self.device = config, codec, folder, device
+        history, skip = model_config.num_history_frames, model_config.frame_skip
+        frames = {s: [e.frames for v in videos for e in v.split(s)] for s in ("train", "validation")}
+        self.train_windows = TokenWindows.encode(codec, frames["train"], history, skip)
+        self.validation_windows = TokenWindows.encode(codec, frames["validation"], history, skip)
+        self.total_steps = config.steps_for(len(self.train_windows))
+        with _seeded(device, config.seed):
+            self.model = VQDiffusion(model_config).to(device).train()
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            trained,
+            config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.learning_rate = LearningRate(config, self.total_steps)
+        self.loss_sum, self.loss_steps = torch.zeros((), device=device), 0
+        self.grad_norm = torch.zeros((), device=device)
+        self.step, self.best_loss, self.best_step = 0, math.inf, 0
+
+    def start_facts(self) -> dict[str, Any]:
+        """What the first line of the log says."""
+        return {
+            "phase": "start",
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "train_windows": len(self.train_windows),
+            "validation_windows": len(self.validation_windows),
+        }
+
+    def train_step(self) -> None:
+        """One optimiser step and, when due, one step of the average."""
+        config = self.config
+        with _seeded(self.device, config.seed, self.step):
+            index = torch.randint(len(self.train_windows), (config.batch_windows,), device=self.device)
+            history, target = self.train_windows.rows(index)
+            if config.condition_corruption_prob > 0:
+                history = corrupt_tokens(
+                    history,
+                    config.condition_corruption_prob,
+                    config.condition_corruption_fraction,
+                    self.model.num_codes,
+                )
+            loss = self._loss(self.model, history, target)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+        self._clip()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate.at(self.step)
+        self.optimiser.step()
+        self.step += 1
+        self.loss_sum += loss.detach()
+        self.loss_steps += 1
+        if self.step % config.ema_every_steps == 0:
+            self._update_average()
+
+    def _loss(self, model: VQDiffusion, history: Tensor, target: Tensor) -> Tensor:
+        """Variational and all-mask loss, weighted by their rows; nats per token."""
+        rows = len(target)
+        masked = round(rows * self.config.all_mask_fraction)
+        loss = torch.zeros((), device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            if masked:
+                loss = loss + masked / rows * model.all_mask_loss(target[:masked], history[:masked])
+            if masked < rows:
+                t = pt = None
+                if not model.training:  # a validation must not depend on the changing importance distribution
+                    t = torch.randint(model.num_steps, (rows - masked,), device=self.device)
+                    pt = torch.full((rows - masked,), 1 / model.num_steps, device=self.device)
+                bound, _ = model.training_loss(target[masked:], history[masked:], t, pt)
+                loss = loss + (rows - masked) / rows * bound
+        return loss
+
+    def _clip(self) -> None:
+        config = self.config
+        clips = config.clip_until_steps is None or self.step < config.clip_until_steps
+        largest = config.clip_grad_norm if clips else math.inf
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = self.config.ema_decay
+        for weight, new_weight in zip(self.average.parameters(), self.model.parameters()):
+            weight.lerp_(new_weight, 1 - decay)
+        for buffer, new_buffer in zip(self.average.buffers(), self.model.buffers()):
+            buffer.copy_(new_buffer)
+
+    def numbers(self) -> dict[str, float]:
+        """Mean loss since the last call, learning rate and gradient norm, as plain numbers."""
+        mean_loss = float(self.loss_sum / self.loss_steps)
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(
+                f"the video model's loss is {mean_loss} around step {self.step}. The last saved state is intact, but "
+                "going on from it would end the same way: start again in another folder with a learning_rate below "
+                f"{self.config.learning_rate:g}"
+            )
+        self.learning_rate.observe(self.step, mean_loss)
+        self.loss_sum, self.loss_steps = torch.zeros((), device=self.device), 0
+        rate = self.optimiser.param_groups[0]["lr"]
+        return {"loss": mean_loss, "learning_rate": rate, "grad_norm": float(self.grad_norm)}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss of the averaged model on held-out windows, the same ones every time; keeps it if it is the best."""
+        index = self.validation_windows.even(self.config.validation_windows).to(self.device)
+        loss = self._mean_loss(self.average, index)
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.step
+            facts = {**self.config_facts, "trained_steps": self.step, "validation_loss": loss}
+            facts["all_mask_fraction"] = self.config.all_mask_fraction
+            save_video_model(
+                self.folder, self.average, self.codec, facts, codec_extra=self.codec_facts, overwrite=True
+            )
+        return {"validation_loss": loss, "best_validation_loss": self.best_loss}
+
+    def _mean_loss(self, model: VQDiffusion, index: Tensor) -> float:
+        total = 0.0
+        with _seeded(self.device, self.config.seed):
+            shuffled = index[torch.randperm(len(index), device=self.device)]
+            for part in shuffled.split(max(self.config.batch_windows, 64)):
+                history, target = self.validation_windows.rows(part)
+                total += float(self._loss(model, history, target)) * len(part)
+        return total / len(index)
+
+    @torch.no_grad()
+    def pictures(self, count: int = 8) -> np.ndarray:
+        """(count, H, 3 W, 3) uint8: last history frame, the true next frame, a sample of the averaged model."""
+        index = self.validation_windows.even(count).to(self.device)
+        history, target = self.validation_windows.rows(index)
+        jumps = 1 if self.config.all_mask_fraction == 1 else min(PICTURE_JUMPS, self.average.num_steps)
+        with _seeded(self.device, self.config.seed):
+            sample = generate_tokens(self.average, self.average.condition(history), jumps)
+        last = history[:, -target.shape[1] :]
+        frames = [tensor_to_images(self.codec.decode_tokens(tokens)) for tokens in (last, target, sample)]
+        return np.concatenate(frames, axis=2)
+
+    def save(self) -> None:
+        """Writes everything needed to go on as if nothing had happened."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "learning_rate": self.learning_rate.state_dict(),
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+            "step": self.step,
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+        }
+        save_tensors(self.folder / STATE_FILE, state)
+
+    def restore(self) -> None:
+        """The inverse of `save`."""
+        path = self.folder / STATE_FILE
+        state = load_tensors(path, self.device)
+        apply_weights(self.model, state["model"], path)
+        apply_weights(self.average, state["average"], path)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.learning_rate.load_state_dict(state["learning_rate"])
+        self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
+        self.step, self.best_loss, self.best_step = state["step"], state["best_loss"], state["best_step"]
+
+    def summary(self, wall_s: float) -> dict[str, Any]:
+        """What `summary.json` says."""
+        return {
+            "steps": self.total_steps,
+            "wall_s": round(wall_s, 1),
+            "best_validation_loss": self.best_loss,
+            "best_step": self.best_step,
+        }
