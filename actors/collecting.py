@@ -57,6 +57,7 @@ def collect_episodes(
         raise ValueError(f"episodes is {episodes}, expected 1 or more")
     if not 0 <= stream < 256:
         raise ValueError(f"stream is {stream}, expected 0 to 255")
+    indexed_seed("video", seed, 0)  # refuses a bad seed before any work
     allowed = 20 + episodes if max_failures is None else max_failures
     return _collect(config, behaviour, episodes, seed, on_progress, stream, allowed)
 

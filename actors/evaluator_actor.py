@@ -11,6 +11,7 @@ from actors.envs.registry import EnvConfig
 from actors.evaluation import Evaluator
 from actors.policy import NO_VERSION, PolicyFactory, resolve_factory
 from actors.rollout_actor import weight_puller
+from actors.seeding import indexed_seed
 from models.episode import Episode
 
 
@@ -39,6 +40,7 @@ class EvaluatorActor:
             num_threads: Torch threads of this process.
         """
         torch.set_num_threads(num_threads)
+        indexed_seed("evaluation", seed, 0)  # refuses a bad seed at the start, not at the first evaluation
         self._policy = resolve_factory(policy_factory)(policy_config)
         self._pull = weight_puller(weight_store_name)
         self._seed = seed

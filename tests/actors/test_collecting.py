@@ -115,6 +115,7 @@ def test_failed_attempts_are_made_again_with_the_next_seed(monkeypatch):
         ({"behaviour": "clever"}, "expert, random, half, noisy"),
         ({"episodes": 0}, "episodes"),
         ({"stream": 256}, "stream"),
+        ({"seed": 2**24}, "seed is 16777216"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(arguments, message):
