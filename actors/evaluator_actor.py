@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from actors.envs.gl import select_egl_device
 from actors.envs.registry import EnvConfig
 from actors.evaluation import Evaluator
 from actors.policy import NO_VERSION, PolicyFactory, resolve_factory
@@ -27,6 +28,7 @@ class EvaluatorActor:
         seed: int = 0,
         num_envs: int = 1,
         num_threads: int = 1,
+        egl_device: int | None = None,
     ) -> None:
         """Builds environments and policy.
 
@@ -38,8 +40,11 @@ class EvaluatorActor:
             seed: Base of the scenes.
             num_envs: Environments stepped side by side.
             num_threads: Torch threads of this process.
+            egl_device: GPU that draws the frames, where there are several; None leaves the choice to EGL.
         """
         torch.set_num_threads(num_threads)
+        if egl_device is not None:
+            select_egl_device(egl_device)
         indexed_seed("evaluation", seed, 0)  # refuses a bad seed at the start, not at the first evaluation
         self._policy = resolve_factory(policy_factory)(policy_config)
         self._pull = weight_puller(weight_store_name)

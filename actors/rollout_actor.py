@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from actors.envs.gl import describe_gl, select_egl_device
 from actors.envs.registry import EnvConfig
 from actors.policy import PolicyFactory, PullWeights, Weights, resolve_factory
 from actors.rollout import Rollout, RolloutConfig
@@ -39,6 +40,7 @@ class RolloutActor:
         policy_config: Any,
         weight_store_name: str,
         num_threads: int = 1,
+        egl_device: int | None = None,
         **rollout: Any,
     ) -> None:
         """Builds environments and policy.
@@ -49,10 +51,13 @@ class RolloutActor:
             policy_config: Given to the factory.
             weight_store_name: Name of the weight store actor.
             num_threads: Torch threads of this process.
+            egl_device: GPU that draws the frames, where there are several; None leaves the choice to EGL.
             rollout: Fields of `RolloutConfig`: seed, num_envs, weight_refresh_steps, num_expl_steps, stddev_start,
                 stddev_end, stddev_duration_steps.
         """
         torch.set_num_threads(num_threads)
+        if egl_device is not None:
+            select_egl_device(egl_device)
         policy = resolve_factory(policy_factory)(policy_config)
         pull = weight_puller(weight_store_name)
         self._rollout = Rollout(EnvConfig.from_dict(env), RolloutConfig(**rollout), policy, pull)
@@ -60,6 +65,11 @@ class RolloutActor:
     def ping(self) -> bool:
         """Answers once the constructor is done."""
         return True
+
+    def describe_gl(self) -> dict[str, Any]:
+        """What draws the frames in this process: `renderer` (text) and `warning` (text or None)."""
+        info = describe_gl()
+        return {"renderer": str(info), "warning": info.warning}
 
     def collect(
         self, block_id: str, num_episodes: int, global_agent_steps: int

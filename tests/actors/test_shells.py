@@ -62,6 +62,7 @@ def test_rollout_actor(publish):
     episodes, meta = actor.collect("b0000000", 2, 0)
     assert [e.episode_id for e in episodes] == ["b0000000-0", "b0000000-1"]
     assert meta["weight_version"] == 3 and meta["wall_s"] > 0
+    assert actor.describe_gl()["renderer"]
     assert all((e.actions > 0.3).all() for e in episodes)
 
 
