@@ -103,7 +103,8 @@ class DrQV2Agent:
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.generator = torch.Generator(device=self.device).manual_seed(seed)
         self._encoder_parameters = list(self.encoder.parameters())
-        self._critic_parameters = list(self.critic.parameters())
+        self._critic_parameters: list[torch.Tensor] = list(self.critic.parameters())
+        self._target_parameters: list[torch.Tensor] = list(self.critic_target.parameters())
         self._actor_parameters = list(self.actor.parameters())
         self.encoder_opt = torch.optim.Adam(self._encoder_parameters, lr=config.lr, fused=True)
         self.critic_opt = torch.optim.Adam(self._critic_parameters, lr=config.lr, fused=True)
@@ -113,7 +114,7 @@ class DrQV2Agent:
         config = self.config
         encoder = Encoder(self.resolution_px, config.encoder_channels, config.encoder_strides)
         sizes = (encoder.repr_dim, self.action_dim, config.feature_dim, config.hidden_dim)
-        self.encoder = encoder.to(self.device, memory_format=torch.channels_last)
+        self.encoder = encoder.to(self.device)
         self.actor = Actor(*sizes).to(self.device)
         self.critic = Critic(*sizes).to(self.device)
         self.critic_target = Critic(*sizes).to(self.device).requires_grad_(False)
@@ -207,8 +208,7 @@ class DrQV2Agent:
     @torch.no_grad()
     def _update_target(self) -> None:
         """Moving average of the critic's weights (arXiv 2107.09645, section 3.1)."""
-        target = list(self.critic_target.parameters())
-        torch._foreach_lerp_(target, self._critic_parameters, self.config.critic_target_tau)
+        torch._foreach_lerp_(self._target_parameters, self._critic_parameters, self.config.critic_target_tau)
 
     def _draw_shifts(self, batch: TensorBatch) -> torch.Tensor:
         high = 2 * self.config.shift_pad_px + 1

@@ -38,6 +38,7 @@ class Encoder(nn.Module):
         self.convnet = nn.Sequential(*layers)
         self.repr_dim = channels * size_px * size_px
         self.apply(initialise)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Encodes images.

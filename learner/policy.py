@@ -43,7 +43,7 @@ class Policy:
         self.config = config
         encoder = Encoder(config.resolution_px, config.encoder_channels, config.encoder_strides)
         actor = Actor(encoder.repr_dim, config.action_dim, config.feature_dim, config.hidden_dim)
-        self._encoder = encoder.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self._encoder = encoder.eval().requires_grad_(False)
         self._actor = actor.eval().requires_grad_(False)
 
     def load(self, weights: dict[str, np.ndarray]) -> None:

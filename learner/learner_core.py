@@ -1,0 +1,196 @@
+"""The learner: agent and bonus, fed with prefetched batches, with exact save and load."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from learner.batch import Batch, TensorBatch, to_tensors
+from learner.bonus import BonusConfig, make_bonus
+from learner.drqv2 import DrQV2Agent, DrQV2Config
+from models.files import write_atomic
+
+FILE_NAME = "learner.pt"
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How the learner runs; nothing here changes what it learns.
+
+    Attributes:
+        prefetch_batches: Batches fetched ahead of the update that needs them, at least 0.
+        metrics_every_updates: Updates between two readings of the metrics, at least 1.
+        num_threads: CPU threads of torch in the learner's process, or None for torch's own choice.
+        compile: Compile the networks with torch.compile (slow start; pays off on long GPU runs).
+        publish_every_updates: Updates between two publications of the policy's weights, at least 1.
+    """
+
+    prefetch_batches: int = 4
+    metrics_every_updates: int = 10
+    num_threads: int | None = None
+    compile: bool = False
+    publish_every_updates: int = 100
+
+    def __post_init__(self) -> None:
+        least = {"prefetch_batches": 0, "metrics_every_updates": 1, "publish_every_updates": 1}
+        if self.num_threads is not None:
+            least["num_threads"] = 1
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(
+                    f"learner.{name}={getattr(self, name)!r} is not allowed: "
+                    f"expected a whole number of at least {minimum}"
+                )
+
+
+class Learner:
+    """Owns the agent, its optimisers and the bonus; counts updates.
+
+    Args:
+        resolution_px: Height and width of the frames.
+        action_dim: Length A of the action vector.
+        agent_config: Hyperparameters of DrQ-v2.
+        bonus_config: The learned bonus.
+        fetch_batch: Returns the batch of an update index; called from threads, several at a time. Must
+            depend on the index and the replay's contents only.
+        config: How to run.
+        seed: Seed of initial weights, shifts and noise.
+        device: Torch device.
+    """
+
+    def __init__(
+        self,
+        resolution_px: int,
+        action_dim: int,
+        agent_config: DrQV2Config,
+        bonus_config: BonusConfig,
+        fetch_batch: Callable[[int], Batch],
+        config: LearnerConfig | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config or LearnerConfig()
+        self.device = torch.device(device)
+        self.agent = DrQV2Agent(resolution_px, action_dim, agent_config, self.device, seed)
+        self.bonus = make_bonus(bonus_config, resolution_px, self.device, seed + 1)
+        if self.config.compile:
+            self.agent.compile()
+        self.updates = 0
+        self.batch_wait_s = 0.0
+        self._fetch_batch = fetch_batch
+        self._pool = ThreadPoolExecutor(max(1, self.config.prefetch_batches), thread_name_prefix="prefetch")
+        self._identity = {
+            "resolution_px": resolution_px,
+            "action_dim": action_dim,
+            "seed": seed,
+            **{f"agent.{key}": value for key, value in asdict(agent_config).items()},
+            **{f"bonus.{key}": value for key, value in asdict(bonus_config).items()},
+        }
+
+    def run_updates(
+        self, num_updates: int, agent_steps: int, after_update: Callable[[], None] | None = None
+    ) -> dict[str, float]:
+        """Runs gradient steps, fetching the next batches meanwhile.
+
+        Prefetching never goes beyond the updates of this call, so that what a batch contains does not
+        depend on timing as long as nothing is inserted during the call.
+
+        Args:
+            num_updates: Number of updates, at least 0.
+            agent_steps: Global agent steps so far; sets the stddev of the noise.
+            after_update: Called after every update, for example to publish weights.
+
+        Returns:
+            Mean over the measured updates of every metric; empty if there were none.
+        """
+        history: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for batch in self._batches(num_updates):
+            metrics = self.bonus_and_agent_update(batch, agent_steps)
+            if self.updates % self.config.metrics_every_updates == 0 or self.updates == 1:
+                for name, value in metrics.items():
+                    history[name].append(value)
+            if after_update is not None:
+                after_update()
+        # Reading a value waits for the device, so that happens once, at the end.
+        return {name: float(torch.stack(values).mean()) for name, values in history.items()}
+
+    def bonus_and_agent_update(self, batch: TensorBatch, agent_steps: int) -> dict[str, torch.Tensor]:
+        """One update: bonus at s_{t+n} with the weights so far, train the bonus, then the agent."""
+        bonus = self.bonus.bonus(batch)
+        metrics = self.bonus.update(batch)
+        metrics = metrics | self.agent.update(batch, agent_steps, bonus)
+        self.updates += 1
+        return metrics
+
+    def _batches(self, num_updates: int) -> Iterator[TensorBatch]:
+        first, last = self.updates, self.updates + num_updates
+        pending: deque[Future[TensorBatch]] = deque()
+        try:
+            for index in range(first, last):
+                wanted = min(index + 1 + self.config.prefetch_batches, last)
+                for ahead in range(index + len(pending), wanted):
+                    pending.append(self._pool.submit(self._load, ahead))
+                started_s = time.monotonic()
+                batch = pending.popleft().result()
+                self.batch_wait_s += time.monotonic() - started_s
+                yield batch
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _load(self, update_index: int) -> TensorBatch:
+        return to_tensors(self._fetch_batch(update_index), self.device)
+
+    def weights(self) -> tuple[int, dict[str, np.ndarray]]:
+        """The number of updates as version, and the policy's weights as numpy arrays."""
+        return self.updates, self.agent.actor_weights()
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `learner.pt` into an existing folder, atomically.
+
+        Raises:
+            FileExistsError: if the folder has one already; checkpoints are never overwritten.
+        """
+        path = Path(folder) / FILE_NAME
+        if path.exists():
+            raise FileExistsError(f"{path} exists already; save every checkpoint into a folder of its own")
+        state = {
+            "identity": self._identity,
+            "updates": self.updates,
+            "agent": self.agent.state_dict(),
+            "bonus": self.bonus.state_dict(),
+        }
+        write_atomic(path, lambda file: torch.save(state, file))
+        return path
+
+    def load(self, folder: str | Path) -> None:
+        """Restores a checkpoint; training goes on exactly as if it had not stopped.
+
+        Raises:
+            FileNotFoundError: if there is no `learner.pt`.
+            ValueError: naming the settings that differ from the checkpoint's.
+        """
+        path = Path(folder) / FILE_NAME
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        stored = state["identity"]
+        wrong = [
+            f"{key} is {stored.get(key)!r} there and {value!r} here"
+            for key, value in self._identity.items()
+            if stored.get(key) != value
+        ]
+        if wrong:
+            raise ValueError(f"checkpoint {path} does not fit: {'; '.join(wrong)}; use the same settings")
+        self.agent.load_state_dict(state["agent"])
+        self.bonus.load_state_dict(state["bonus"])
+        self.updates = state["updates"]
+
+    def close(self) -> None:
+        """Ends the prefetch threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

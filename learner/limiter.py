@@ -1,0 +1,95 @@
+"""Update-ratio limiter: ties gradient updates to agent steps, in both directions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+
+@dataclass(frozen=True)
+class UpdateRatioLimiter:
+    """Keeps `updates = updates_per_step * (agent_steps - min_steps)` within a band.
+
+    The learner is never ahead of the ratio; the rollouts are never more than `tolerance_steps` ahead
+    of the learner. Both answers are pure functions of the counters, so there is nothing that a
+    restart could lose.
+
+    Attributes:
+        updates_per_step: Updates per agent step, above 0 (DrQ-v2, arXiv 2107.09645: 0.5).
+        min_steps: Agent steps before the first update, at least 0 (seed steps).
+        tolerance_steps: Agent steps that may be started before the learner has caught up, at least
+            one update's worth (1 / updates_per_step). A block of k steps needs a tolerance of at
+            least k + 1 / updates_per_step if it waits until it fits whole.
+    """
+
+    updates_per_step: float = 0.5
+    min_steps: int = 2000
+    tolerance_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.updates_per_step > 0 or not math.isfinite(self.updates_per_step):
+            raise ValueError(
+                f"limiter.updates_per_step={self.updates_per_step!r} is not allowed: expected a number above 0"
+            )
+        if self.min_steps < 0:
+            raise ValueError(
+                f"limiter.min_steps={self.min_steps!r} is not allowed: expected a whole number of at least 0"
+            )
+        least = math.ceil(1 / self._ratio)
+        if self.tolerance_steps < least:
+            raise ValueError(
+                f"limiter.tolerance_steps={self.tolerance_steps!r} is not allowed: expected at least {least}, "
+                f"one update at updates_per_step={self.updates_per_step}; less would stop rollouts and learner for ever"
+            )
+
+    @property
+    def _ratio(self) -> Fraction:
+        # Exact arithmetic: in floating point 100 steps at 0.29 would be 28 updates.
+        return Fraction(self.updates_per_step).limit_denominator(1_000_000)
+
+    def updates_due(self, agent_steps: int, updates: int) -> int:
+        """How many updates may run now.
+
+        Args:
+            agent_steps: Agent steps acknowledged by the replay.
+            updates: Updates done so far.
+
+        Returns:
+            At least 0.
+        """
+        return max(0, math.floor((agent_steps - self.min_steps) * self._ratio) - updates)
+
+    def steps_allowed(self, agent_steps_submitted: int, updates: int) -> int:
+        """How many more agent steps may be started before the learner has to catch up.
+
+        Args:
+            agent_steps_submitted: Agent steps collected or being collected.
+            updates: Updates done so far.
+
+        Returns:
+            At least 0.
+        """
+        limit = self.min_steps + math.floor(updates / self._ratio) + self.tolerance_steps
+        return max(0, limit - agent_steps_submitted)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, for a checkpoint."""
+        return asdict(self)
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuses to go on from a checkpoint with other settings.
+
+        Raises:
+            ValueError: naming the keys that differ.
+        """
+        wrong = [
+            f"{key}={state.get(key)!r}, now {value!r}"
+            for key, value in asdict(self).items()
+            if state.get(key) != value
+        ]
+        if wrong:
+            raise ValueError(
+                f"the checkpoint was made with another update ratio: limiter {'; '.join(wrong)}; use the same settings"
+            )

@@ -1,0 +1,316 @@
+"""Episode store: a durable ring on disk that keeps every frame once and draws n-step batches."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learner.batch import Batch
+from learner.journal import Journal, StoredEpisode
+from learner.nstep import count_starts, n_step_return
+from learner.ring import RowFile
+from models.episode import Episode
+from models.files import read_json, write_json
+
+FORMAT = 1
+LOCK_WAIT_S = 10.0  # a restarted shard may start a moment before its dead predecessor is gone
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Settings of one store (of each shard, if there are several).
+
+    Attributes:
+        capacity_transitions: Transitions kept at most, at least 1; the oldest episodes go first.
+        n_step: Length of the return in agent steps, at least 1.
+        discount: Gamma per agent step, in (0, 1].
+        env_weight: Weight of the environment's sparse reward, finite.
+        learned_weight: Weight of the standardised learned reward (1 - alpha), finite.
+        episode_steps: Usual episode length in agent steps, at least 1. Each episode needs one row more
+            than it has steps; shorter episodes than this make the ring hold a little less.
+        preallocate: Reserve all disk space at the start, so that a full disk shows then.
+        sync: Wait for the disk itself before acknowledging. Without it an acknowledged episode
+            survives the death of any process, but not a power cut.
+    """
+
+    capacity_transitions: int = 1_000_000
+    n_step: int = 3
+    discount: float = 0.99
+    env_weight: float = 1.0
+    learned_weight: float = 0.05
+    episode_steps: int = 100
+    preallocate: bool = False
+    sync: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("capacity_transitions", "n_step", "episode_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"replay.{name}={getattr(self, name)!r} is not allowed: expected a whole number of at least 1"
+                )
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"replay.discount={self.discount!r} is not allowed: expected a number in (0, 1]")
+        for name in ("env_weight", "learned_weight"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(
+                    f"replay.{name}={getattr(self, name)!r} is not allowed: expected a finite number"
+                )
+
+    @property
+    def rows(self) -> int:
+        """Rows of the ring: one per transition and one more per usual episode."""
+        return self.capacity_transitions + max(1, self.capacity_transitions // self.episode_steps)
+
+
+class EpisodeStore:
+    """Ring of episodes in a folder; what `insert` returned for is still there after a SIGKILL.
+
+    The order of writes keeps that promise: evicted ids are recorded before their rows are reused,
+    and an episode is recorded after its rows are written. One process writes; `close` before another
+    opens the same folder.
+
+    Args:
+        folder: Made if it is missing; an existing store in it is loaded.
+        config: Settings; `capacity_transitions` and `episode_steps` must equal those of an existing
+            store, the rest may change.
+        resolution_px: Height and width of the frames.
+        action_dim: Length A of the action vector.
+
+    Raises:
+        ValueError: naming the keys that do not fit an existing store.
+        ReplayDiskFullError: if `preallocate` finds too little space.
+        RuntimeError: if another process has the store open.
+    """
+
+    def __init__(self, folder: str | Path, config: ReplayConfig, resolution_px: int, action_dim: int) -> None:
+        self.folder, self.config = Path(folder), config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder / "lock")
+        try:
+            self._check_shape(
+                {
+                    "format": FORMAT,
+                    "capacity_transitions": config.capacity_transitions,
+                    "episode_steps": config.episode_steps,
+                    "resolution_px": resolution_px,
+                    "action_dim": action_dim,
+                }
+            )
+            self._journal = Journal(self.folder / "journal.jsonl", config.sync)
+            self._files = self._open_files((resolution_px, resolution_px, 3), action_dim)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._index()
+
+    def _check_shape(self, shape: dict[str, Any]) -> None:
+        path = self.folder / "store.json"
+        if not path.exists():
+            write_json(path, shape)
+            return
+        stored = read_json(path)
+        wrong = [
+            f"{key} is {stored.get(key)!r}, asked for {value!r}"
+            for key, value in shape.items()
+            if stored.get(key) != value
+        ]
+        if wrong:
+            raise ValueError(
+                f"replay store {self.folder} does not fit: {'; '.join(wrong)}; "
+                "use the settings it was made with or another folder"
+            )
+
+    def _open_files(self, frame_shape: tuple[int, int, int], action_dim: int) -> dict[str, RowFile]:
+        fields: dict[str, tuple[tuple[int, ...], type]] = {
+            "frames": (frame_shape, np.uint8),
+            "actions": ((action_dim,), np.float32),
+            "env_rewards": ((), np.float32),
+            "learned_rewards": ((), np.float32),
+            "discounts": ((), np.float32),
+            "successes": ((), np.bool_),
+        }
+        return {
+            name: RowFile(
+                self.folder / f"{name}.bin", self.config.rows, shape, dtype, self.config.preallocate
+            )
+            for name, (shape, dtype) in fields.items()
+        }
+
+    def _index(self) -> None:
+        """Rebuilds the arrays that sampling looks up from the list of live episodes."""
+        live = self._journal.live.values()
+        self._start_rows = np.array([episode.start_row for episode in live], dtype=np.int64)
+        self._steps = np.array([episode.steps for episode in live], dtype=np.int64)
+        self._starts_before_end = np.cumsum(count_starts(self._steps, self.config.n_step))
+        self.size_transitions = int(self._steps.sum())
+
+    @property
+    def size_starts(self) -> int:
+        """Number of different n-step transitions that can be drawn."""
+        return int(self._starts_before_end[-1]) if len(self._starts_before_end) else 0
+
+    @property
+    def total_inserted_steps(self) -> int:
+        """Agent steps ever inserted, evicted ones included."""
+        return self._journal.total_steps
+
+    @property
+    def total_inserted_episodes(self) -> int:
+        """Episodes ever inserted, evicted ones included."""
+        return len(self._journal.ids)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the episodes that are there now, oldest first."""
+        return list(self._journal.live)
+
+    def __contains__(self, episode_id: str) -> bool:
+        """Whether an episode of this id was ever inserted."""
+        return episode_id in self._journal.ids
+
+    def insert(self, episode: Episode) -> bool:
+        """Stores an episode; once this returns, it survives the death of the process.
+
+        Args:
+            episode: Without learned rewards, those are stored as 0.
+
+        Returns:
+            False if the id was inserted before (nothing is stored then), else True.
+
+        Raises:
+            ValueError: if the shapes do not fit, or the episode is larger than the ring.
+            ReplayDiskFullError: if the disk is full; the episode is not stored.
+        """
+        if episode.episode_id in self:
+            return False
+        self._check_episode(episode)
+        start_row = self._make_room(len(episode))
+        for name, values in _rows(episode).items():
+            self._files[name].write(start_row, values)
+            if self.config.sync:
+                self._files[name].sync()
+        self._journal.commit(StoredEpisode(episode.episode_id, episode.task, start_row, len(episode)))
+        self._index()
+        return True
+
+    def _check_episode(self, episode: Episode) -> None:
+        for name, got in (("frames", episode.frames), ("actions", episode.actions)):
+            expected = self._files[name].row_shape
+            if got.shape[1:] != expected:
+                raise ValueError(
+                    f"episode {episode.episode_id!r}: each row of {name} has shape {got.shape[1:]}, "
+                    f"the replay store {self.folder} holds {expected}"
+                )
+        if len(episode) > self.config.capacity_transitions:
+            raise ValueError(
+                f"episode {episode.episode_id!r} has {len(episode)} steps, more than "
+                f"replay.capacity_transitions={self.config.capacity_transitions}; raise the capacity"
+            )
+
+    def _make_room(self, steps: int) -> int:
+        """Evicts the oldest episodes until `steps` more fit; returns the first free row."""
+        live = list(self._journal.live.values())
+        transitions = sum(episode.steps for episode in live)
+        evicted = 0
+        while (
+            transitions + steps > self.config.capacity_transitions
+            or transitions + len(live) - evicted + steps + 1 > self.config.rows
+        ):
+            transitions -= live[evicted].steps
+            evicted += 1
+        try:
+            self._journal.evict(live[:evicted])
+        finally:
+            self._index()
+        if evicted == len(live):
+            return 0
+        return (live[-1].start_row + live[-1].steps + 1) % self.config.rows
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
+        """Draws n-step transitions, uniformly over all start rows and with replacement.
+
+        (The official sampler draws an episode first and a start second; for episodes of one length,
+        as here, that is the same distribution.)
+
+        Args:
+            batch_size: Number B of transitions.
+            rng: Source of the draw.
+
+        Raises:
+            RuntimeError: if no episode is long enough yet.
+        """
+        if self.size_starts == 0:
+            raise RuntimeError(
+                f"replay store {self.folder} has no episode of at least n_step={self.config.n_step} steps yet; "
+                "insert episodes before sampling"
+            )
+        draw = rng.integers(self.size_starts, size=batch_size)
+        episode = np.searchsorted(self._starts_before_end, draw, side="right")
+        starts = count_starts(self._steps[episode], self.config.n_step)
+        offset = draw - (self._starts_before_end[episode] - starts)
+        return self.transitions(self._start_rows[episode] + offset)
+
+    def transitions(self, rows: np.ndarray) -> Batch:
+        """Reads the n-step transitions that start at the given rows (modulo the ring).
+
+        Args:
+            rows: (B,) int64 start rows.
+        """
+        n_step, ring = self.config.n_step, self.config.rows
+        steps = (rows[:, None] + np.arange(n_step)) % ring
+        data = {name: file.data for name, file in self._files.items()}
+        rewards = self.config.env_weight * data["env_rewards"][steps]
+        rewards = rewards + self.config.learned_weight * data["learned_rewards"][steps]
+        reward, discount = n_step_return(rewards, data["discounts"][steps], self.config.discount)
+        return Batch(
+            obs=np.take(data["frames"], rows % ring, axis=0),
+            action=np.take(data["actions"], rows % ring, axis=0),
+            reward=reward[:, None],
+            discount=discount[:, None],
+            next_obs=np.take(data["frames"], (rows + n_step) % ring, axis=0),
+        )
+
+    def close(self) -> None:
+        """Closes the files and lets another process open the store."""
+        for file in self._files.values():
+            file.close()
+        self._journal.close()
+        os.close(self._lock)
+
+
+def _rows(episode: Episode) -> dict[str, np.ndarray]:
+    """The T + 1 rows of each file; the last row of everything but the frames is empty."""
+    steps = len(episode)
+    learned = episode.learned_rewards
+    values: dict[str, np.ndarray] = {
+        "actions": episode.actions,
+        "env_rewards": episode.env_rewards,
+        "learned_rewards": np.zeros(steps, np.float32) if learned is None else learned,
+        "discounts": episode.discounts,
+        "successes": episode.successes,
+    }
+    padded = {name: np.concatenate([value, np.zeros_like(value[:1])]) for name, value in values.items()}
+    return {"frames": episode.frames, **padded}
+
+
+def _lock(path: Path) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline_s = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError as error:
+            if time.monotonic() > deadline_s:
+                os.close(handle)
+                raise RuntimeError(
+                    f"replay store {path.parent} is open in another process; "
+                    "stop that run, or give this one another folder"
+                ) from error
+            time.sleep(0.1)

@@ -1,0 +1,96 @@
+"""ReplayShard: an episode store as an actor. Persists before it acknowledges."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learner.batch import Batch
+from learner.replay import EpisodeStore, ReplayConfig
+from models.episode import Episode
+
+
+class ReplayShard:
+    """One shard of the replay. Run with `max_restarts=-1, max_task_retries=-1`.
+
+    A restarted shard loads its folder; an insert that is retried is recognised by its episode ids.
+
+    Args:
+        folder: Folder of this shard alone, an absolute path.
+        config: `ReplayConfig` or its fields as a dict.
+        resolution_px: Height and width of the frames.
+        action_dim: Length A of the action vector.
+    """
+
+    def __init__(
+        self, folder: str | Path, config: ReplayConfig | dict[str, Any], resolution_px: int, action_dim: int
+    ) -> None:
+        config = ReplayConfig(**config) if isinstance(config, dict) else config
+        self._store = EpisodeStore(folder, config, resolution_px, action_dim)
+
+    def insert(
+        self,
+        block_id: str,
+        episodes: Sequence[Episode],
+        frame_rewards: Sequence[np.ndarray] | None = None,
+    ) -> dict[str, Any]:
+        """Stores a block of episodes.
+
+        Args:
+            block_id: Echoed in the answer.
+            episodes: Episodes in the order in which they were collected.
+            frame_rewards: For every episode one standardised reward per frame, (T+1,) float32; None if
+                nothing scored them (sparse reward), or if the episodes carry their rewards already.
+
+        Returns:
+            block_id, ids `inserted` now and `duplicates` stored before, `inserted_steps` of the new
+            ones, and the counters of `stats()`.
+
+        Raises:
+            ValueError: if rewards and episodes do not match or a reward is not finite.
+            ReplayDiskFullError: if the disk is full; the episodes before stay stored.
+        """
+        if frame_rewards is not None:
+            if len(frame_rewards) != len(episodes):
+                raise ValueError(
+                    f"block {block_id!r}: got rewards of {len(frame_rewards)} episodes for {len(episodes)}; "
+                    "the reward service must answer for every episode of the block"
+                )
+            episodes = [
+                episode.with_learned_rewards(rewards) for episode, rewards in zip(episodes, frame_rewards)
+            ]
+        is_new = [self._store.insert(episode) for episode in episodes]
+        inserted = [episode for episode, new in zip(episodes, is_new) if new]
+        return {
+            "block_id": block_id,
+            "inserted": [episode.episode_id for episode in inserted],
+            "duplicates": [episode.episode_id for episode, new in zip(episodes, is_new) if not new],
+            "inserted_steps": sum(len(episode) for episode in inserted),
+            **self.stats(),
+        }
+
+    def sample(self, batch_size: int, seed: int) -> Batch:
+        """Draws n-step transitions; the same seed and contents give the same batch."""
+        return self._store.sample(batch_size, np.random.default_rng(seed))
+
+    def stats(self) -> dict[str, int]:
+        """Counters of the store."""
+        return {
+            "size_transitions": self._store.size_transitions,
+            "size_starts": self._store.size_starts,
+            "size_episodes": len(self._store.ids),
+            "total_inserted_steps": self._store.total_inserted_steps,
+            "total_inserted_episodes": self._store.total_inserted_episodes,
+        }
+
+    def ping(self) -> dict[str, int]:
+        """Process id; answers once the store is loaded."""
+        return {"pid": os.getpid()}
+
+    def close(self) -> None:
+        """Closes the store's files."""
+        self._store.close()

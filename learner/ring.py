@@ -1,0 +1,95 @@
+"""The data files of a replay store: fixed-size rows, written with pwrite, read through memory maps."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class ReplayDiskFullError(OSError):
+    """The disk holding the replay store has no room; nothing was acknowledged."""
+
+
+def disk_full(path: Path, error: OSError) -> OSError:
+    """Turns "no space left" into an error that says what to do; leaves other errors as they are."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return ReplayDiskFullError(
+        error.errno,
+        f"no space left while writing the replay file {path}; the episode was not stored: free disk space, "
+        "lower replay.capacity_transitions, or put the run folder on a larger disk",
+    )
+
+
+class RowFile:
+    """A file of `rows` equal rows, addressed modulo its length.
+
+    Writes go through the file descriptor, not through the map: a full disk is then an error that
+    can be handled, where a store into a map would kill the process.
+
+    Args:
+        path: The file; made if it is missing.
+        rows: Number of rows.
+        row_shape: Shape of one row.
+        dtype: Type of the elements.
+        preallocate: Reserve the whole file on disk now, so that a full disk shows at the start.
+        must_exist: Refuse a missing or cut file instead of starting from empty rows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        rows: int,
+        row_shape: tuple[int, ...],
+        dtype: type,
+        preallocate: bool = False,
+        must_exist: bool = False,
+    ) -> None:
+        self.path, self.rows, self.row_shape, self.dtype = path, rows, row_shape, np.dtype(dtype)
+        self.row_bytes = int(np.prod(row_shape, dtype=np.int64)) * self.dtype.itemsize
+        size_bytes = path.stat().st_size if path.exists() else 0
+        if must_exist and size_bytes != rows * self.row_bytes:
+            raise ValueError(
+                f"replay file {path} has {size_bytes} bytes, expected {rows * self.row_bytes}; the file was lost "
+                "or cut: restore it or start a new replay folder"
+            )
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.ftruncate(self._fd, rows * self.row_bytes)
+            if preallocate:
+                os.posix_fallocate(self._fd, 0, rows * self.row_bytes)
+        except OSError as error:
+            os.close(self._fd)
+            raise disk_full(path, error) from error
+        self.data = np.memmap(path, dtype=self.dtype, mode="r", shape=(rows, *row_shape))
+
+    def write(self, start_row: int, values: np.ndarray) -> None:
+        """Writes rows from `start_row` on, going round the end of the file.
+
+        Raises:
+            ReplayDiskFullError: if the disk is full.
+        """
+        values = np.ascontiguousarray(values, dtype=self.dtype)
+        until_end = min(len(values), self.rows - start_row)
+        self._write_at(start_row, values[:until_end])
+        self._write_at(0, values[until_end:])
+
+    def _write_at(self, row: int, values: np.ndarray) -> None:
+        rest, offset = memoryview(values.reshape(-1).view(np.uint8)), row * self.row_bytes  # type: ignore[arg-type]
+        try:
+            while rest:
+                written = os.pwrite(self._fd, rest, offset)
+                rest, offset = rest[written:], offset + written
+        except OSError as error:
+            raise disk_full(self.path, error) from error
+
+    def sync(self) -> None:
+        """Waits until the rows are on the disk itself, not only in the kernel's cache."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Closes the file; the map goes with the last array that uses it."""
+        os.close(self._fd)
