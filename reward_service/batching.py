@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -41,7 +41,7 @@ class BatcherConfig:
 
 
 class _Waiting(NamedTuple):
-    request: object
+    request: Any
     num_frames: int
     since_s: float
     result: asyncio.Future

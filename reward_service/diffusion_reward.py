@@ -233,17 +233,15 @@ class DiffusionReward:
         condition = self.model.condition(history)
         if self.config.estimator == "one_forward":
             return one_forward_reward(self.model, condition, observed)
-        samples = [
-            chain_terms(
-                self.model,
-                condition,
-                self._steps,
-                lambda log_probs, step, sample=sample: noise.choose(log_probs, rows, sample, step),
-                observed,
-            )
-            for sample in range(self.config.num_samples)
-        ]
-        return torch.stack([chain_reward(terms, self.config.mode) for terms in samples]).mean(0)
+        total = torch.zeros(len(history), device=history.device)
+        for sample in range(self.config.num_samples):
+
+            def choose(log_probs: Tensor, step: int, sample: int = sample) -> Tensor:
+                return noise.choose(log_probs, rows, sample, step)
+
+            terms = chain_terms(self.model, condition, self._steps, choose, observed)
+            total += chain_reward(terms, self.config.mode)
+        return total / self.config.num_samples
 
     def _standardise(self, raw: np.ndarray, scale: MeanStd) -> np.ndarray:
         standard = (raw.astype(np.float64) - scale.mean) / scale.std

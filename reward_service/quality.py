@@ -111,10 +111,11 @@ def compare(positive: Sequence[np.ndarray], negative: Sequence[np.ndarray]) -> d
     Raises:
         ValueError: if a set is empty or holds a value that is not finite.
     """
+    by_step = auc_per_step(positive, negative)
     progress = progress_correlation(positive)
     return {
         "auc_per_frame": auc_per_frame(positive, negative),
-        "auc_per_step": float(auc_per_step(positive, negative).mean()),
+        "auc_per_step": float(by_step.mean()),
         "auc_per_episode": auc_per_episode(positive, negative),
         "mean_positive": float(np.concatenate(positive).mean()),
         "mean_negative": float(np.concatenate(negative).mean()),
