@@ -57,12 +57,13 @@ class EvaluatorActor:
         return True
 
     def evaluate(
-        self, least_version: int, num_episodes: int, num_videos: int = 0
+        self, published_version: int, num_episodes: int, num_videos: int = 0
     ) -> tuple[dict[str, Any], list[Episode]]:
         """Evaluates the newest weights; call it with `num_returns=2`.
 
         Args:
-            least_version: The weights must be of this version or newer.
+            published_version: Version just published; as a Ray argument it makes the evaluation wait for it. Should the
+                store hold another one by then (newer, or older after a crash), that one is evaluated and reported.
             num_episodes: Episodes to run, 1 or more.
             num_videos: How many of them to return for videos.
 
@@ -70,16 +71,15 @@ class EvaluatorActor:
             `EvaluationResult.metrics()` (with the version that was evaluated), and the first `num_videos` episodes.
 
         Raises:
-            RuntimeError: if the weight store has no such version.
+            RuntimeError: if no weights were ever published.
         """
         news = self._pull(self._version)
         if news is not None:
             self._version, weights = news
             self._policy.load(weights)
-        if self._version < max(least_version, 0):
+        if self._version == NO_VERSION:
             raise RuntimeError(
-                f"the weight store holds version {self._version} (-1: none), but version {least_version} or newer was "
-                "to be evaluated; publish it first"
+                f"the weight store holds no weights, but version {published_version} was to be evaluated; publish it first"
             )
         result = self._evaluator.evaluate(self._policy, num_episodes, self._seed, self._version)
         return result.metrics(), list(result.episodes[:num_videos])

@@ -83,12 +83,14 @@ def draw_rewards(
     Returns:
         (T+1, H', W', 3) uint8 with even H' and W'.
     """
-    is_learned = frame_rewards is not None
+    rewards, label = frame_rewards, "learned reward"
+    if rewards is None:
+        rewards, label = episode.env_rewards, "sparse reward"
     return overlay_rewards(
         episode.frames,
-        frame_rewards if is_learned else episode.env_rewards,
+        rewards,
         width_px=width_px,
-        label="learned reward" if is_learned else "sparse reward",
+        label=label,
         successes=episode.successes,
     )
 
@@ -117,10 +119,12 @@ def _draw_plot(
     """Whole curve faint, the part up to step `t` bright, a dot at `t`, the value and the range in words."""
     draw.line([p for p in points if p], fill=FAINT, width=1)
     for i in range(1, t + 1):
-        if points[i - 1] and points[i]:
-            draw.line([points[i - 1], points[i]], fill=SUCCESS if reached[i] else CURVE, width=2)
-    if points[t]:
-        x, y = points[t]
+        segment = [p for p in points[i - 1 : i + 1] if p]
+        if len(segment) == 2:
+            draw.line(segment, fill=SUCCESS if reached[i] else CURVE, width=2)
+    here = points[t]
+    if here:
+        x, y = here
         draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=SUCCESS if reached[t] else CURVE)
     shown = "" if np.isnan(value) else f"{value:+.2f}"
     draw.text((MARGIN_PX, top_px + 5), f"{label} {shown}", fill=TEXT)

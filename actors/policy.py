@@ -10,7 +10,8 @@ import numpy as np
 
 Weights = dict[str, np.ndarray]
 PolicyFactory = Callable[[Any], "Policy"]
-# Newest (version, weights) if newer than the given version, else None. -1 asks for any version.
+# The published (version, weights) if it is news to who holds the given version, else None. -1 asks for any.
+# A learner that was restored may publish a lower version than before: that is news, too.
 PullWeights = Callable[[int], "tuple[int, Weights] | None"]
 NO_VERSION = -1
 

@@ -74,7 +74,7 @@ class Rollout:
             env_config: Task and renderer setting.
             config: Environments, exploration, weight refresh.
             policy: Acts; its weights are replaced as newer ones come.
-            pull_weights: `version -> (newer version, weights)`, or None without news; -1 asks for any.
+            pull_weights: `version -> (published version, weights)`, or None without news; -1 asks for any.
         """
         self._env_config, self._config = env_config, config
         self._policy, self._pull_weights = policy, pull_weights

@@ -15,7 +15,7 @@ from models.episode import Episode
 
 
 def weight_puller(store_name: str) -> PullWeights:
-    """A function that asks the weight store "newer than version v?".
+    """A function that asks the weight store "anything newer than version v?".
 
     The store is looked up by name at every call: after a restart of either side an old handle would be dead.
 
@@ -25,7 +25,8 @@ def weight_puller(store_name: str) -> PullWeights:
     import ray
 
     def pull(version: int) -> tuple[int, Weights] | None:
-        return ray.get(ray.get_actor(store_name).newer_than.remote(version))
+        news: Any = ray.get(ray.get_actor(store_name).newer_than.remote(version))
+        return news
 
     return pull
 

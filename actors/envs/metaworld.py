@@ -184,7 +184,7 @@ class MetaWorldEnv(gymnasium.Env):
             },
         )
 
-    def render(self) -> np.ndarray:
+    def render(self) -> np.ndarray:  # type: ignore[override]
         """Draws the current state: (H, W, 3) uint8."""
         sim = self._sim
         if self._renderer is None:
@@ -202,7 +202,8 @@ def expert_policy(task: str) -> Callable[[np.ndarray], np.ndarray]:
 
     # Every call warns that actions will be clipped, which happens below.
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
-    policy = ENV_POLICY_MAP[f"{task}-v3"]()
+    policy_class: Any = ENV_POLICY_MAP[f"{task}-v3"]
+    policy = policy_class()
 
     def act(state: np.ndarray) -> np.ndarray:
         # The scripted policies write into the state they are given.

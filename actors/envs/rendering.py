@@ -40,11 +40,11 @@ class SceneRenderer:
     Use it in the thread that made it: a GL context belongs to one thread.
     """
 
-    def __init__(self, model: mujoco.MjModel, settings: RenderSettings) -> None:
+    def __init__(self, model: Any, settings: RenderSettings) -> None:
         """Uploads the meshes and textures of a model.
 
         Args:
-            model: The scene to draw; it is not modified.
+            model: mujoco.MjModel, the scene to draw; it is not modified.
             settings: Quality and size; the camera is given with each frame.
 
         Raises:
@@ -66,7 +66,7 @@ class SceneRenderer:
         self._rect = mujoco.MjrRect(0, 0, settings.width_px, settings.height_px)
         self._pixels = np.empty((settings.height_px, settings.width_px, 3), dtype=np.uint8)
 
-    def _prepare(self, model: mujoco.MjModel) -> mujoco.MjModel:
+    def _prepare(self, model: Any) -> Any:
         """A copy of the model as it is uploaded: buffer size, samples, shadow map and mesh detail."""
         settings = self.settings
         if settings.quality == "fast":
@@ -80,12 +80,12 @@ class SceneRenderer:
         model.vis.global_.offwidth, model.vis.global_.offheight = settings.width_px, settings.height_px
         return model
 
-    def render(self, model: mujoco.MjModel, data: mujoco.MjData, camera_id: int) -> np.ndarray:
+    def render(self, model: Any, data: Any, camera_id: int) -> np.ndarray:
         """Draws one frame.
 
         Args:
-            model: The simulated model (the same scene that was uploaded; positions may differ).
-            data: Its state; positions must be up to date.
+            model: The simulated mujoco.MjModel (the same scene that was uploaded; positions may differ).
+            data: Its state, mujoco.MjData; positions must be up to date.
             camera_id: Fixed camera of the model.
 
         Returns:
@@ -113,7 +113,7 @@ class SceneRenderer:
         _THREAD.current = None
 
 
-def shared_renderer(scene: str, model: mujoco.MjModel, settings: RenderSettings) -> SceneRenderer:
+def shared_renderer(scene: str, model: Any, settings: RenderSettings) -> SceneRenderer:
     """The renderer of this thread for one scene file and setting; environments of one task share it.
 
     Args:
