@@ -46,10 +46,16 @@ class BonusConfig:
 
 
 class Bonus(Protocol):
-    """What the learner asks of a bonus. The weight alpha is already inside `bonus`."""
+    """What the learner asks of a bonus.
+
+    Attributes:
+        weight: Factor alpha with which the learner multiplies `bonus`.
+    """
+
+    weight: float
 
     def bonus(self, batch: TensorBatch) -> torch.Tensor | None:
-        """(B, 1) float32 to add to the n-step reward, evaluated at s_{t+n}; None for no bonus."""
+        """(B, 1) float32, evaluated at s_{t+n}, without the weight; None for no bonus."""
         ...
 
     def update(self, batch: TensorBatch) -> dict[str, torch.Tensor]:
@@ -98,6 +104,7 @@ class NoBonus:
 
     def __init__(self, config: BonusConfig, resolution_px: int, device: torch.device) -> None:
         del config, resolution_px, device
+        self.weight = 0.0
 
     def bonus(self, batch: TensorBatch) -> torch.Tensor | None:
         """None: nothing to add."""
@@ -120,18 +127,18 @@ class RNDBonus:
     """Exploration bonus by random network distillation (arXiv 1810.12894), trained on replay batches."""
 
     def __init__(self, config: BonusConfig, resolution_px: int, device: torch.device) -> None:
-        self.config = config
+        self.config, self.weight = config, config.weight
         self.rnd = RND(config.rnd, resolution_px).to(device)
         self.running = RunningStd(device)
         self._updates = 0
 
     def bonus(self, batch: TensorBatch) -> torch.Tensor | None:
-        """(B, 1) float32: weight times the (normalised) error at s_{t+n}. Counts into the running stddev."""
+        """(B, 1) float32: the (normalised) error at s_{t+n}. Counts into the running stddev."""
         value = self.rnd.bonus(batch.next_obs)
         if self.config.norm == "running_std":
             self.running.add(value)
             value = value / self.running.std()
-        return value * self.config.weight
+        return value
 
     def update(self, batch: TensorBatch) -> dict[str, torch.Tensor]:
         """Trains the predictor on s_{t+n} every `train_every_updates` calls, the first one included."""

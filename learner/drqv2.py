@@ -129,6 +129,7 @@ class DrQV2Agent:
         batch: TensorBatch,
         agent_steps: int,
         bonus: torch.Tensor | None = None,
+        bonus_weight: float = 1.0,
         shifts: tuple[torch.Tensor, torch.Tensor] | None = None,
         noise: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
@@ -137,7 +138,8 @@ class DrQV2Agent:
         Args:
             batch: B transitions on the agent's device.
             agent_steps: Global agent steps so far; sets the stddev of the noise.
-            bonus: (B, 1) float32 added once to the n-step reward, or None.
+            bonus: (B, 1) float32 learned bonus, added once to the n-step reward, or None.
+            bonus_weight: Factor alpha of the bonus.
             shifts: (B, 2) int64 offsets (x, y) for obs and next_obs, 0..2*pad; drawn if None.
             noise: (B, A) standard normals of the target action and of the actor update; drawn if None.
 
@@ -153,7 +155,7 @@ class DrQV2Agent:
         metrics = {}
         if bonus is not None:
             metrics["expl_reward"] = bonus.mean()
-            batch = batch._replace(reward=batch.reward + bonus)
+            batch = batch._replace(reward=batch.reward + bonus_weight * bonus)
         metrics["batch_reward"] = batch.reward.mean()
         metrics |= self._update_critic(obs, batch, next_obs, stddev, noise[0])
         metrics |= self._update_actor(obs.detach(), stddev, noise[1])

@@ -125,7 +125,7 @@ class Learner:
         """One update: bonus at s_{t+n} with the weights so far, train the bonus, then the agent."""
         bonus = self.bonus.bonus(batch)
         metrics = self.bonus.update(batch)
-        metrics = metrics | self.agent.update(batch, agent_steps, bonus)
+        metrics = metrics | self.agent.update(batch, agent_steps, bonus, self.bonus.weight)
         self.updates += 1
         return metrics
 

@@ -1,0 +1,182 @@
+"""DrQ-v2 against the golden tensors, and the acting policy against the agent."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from learner.batch import TensorBatch
+from learner.drqv2 import DrQV2Agent, DrQV2Config
+from learner.networks import noisy_action, random_shift
+from learner.policy import build_policy
+
+NETWORKS = ("encoder", "actor", "critic", "critic_target")
+
+
+@pytest.fixture(scope="module")
+def data(golden):
+    torch.set_num_threads(1)
+    folder = golden("drqv2")
+    return {
+        "state": dict(np.load(folder / "initial_state.npz")),
+        "io": dict(np.load(folder / "io.npz")),
+        "config": json.loads((folder / "config.json").read_text()),
+    }
+
+
+def golden_agent(data) -> DrQV2Agent:
+    agent = DrQV2Agent(64, 4, DrQV2Config(feature_dim=16, hidden_dim=64))
+    for prefix in NETWORKS:
+        state = {
+            name.removeprefix(f"{prefix}."): torch.from_numpy(value)
+            for name, value in data["state"].items()
+            if name.startswith(f"{prefix}.")
+        }
+        getattr(agent, prefix).load_state_dict(state)
+    return agent
+
+
+def golden_batch(io) -> TensorBatch:
+    frames = {
+        name: torch.from_numpy(io[name].transpose(0, 2, 3, 1).copy()) for name in ("obs_u8", "next_obs_u8")
+    }
+    values = (torch.from_numpy(io[name]) for name in ("action", "reward", "discount"))
+    return TensorBatch(frames["obs_u8"], *values, frames["next_obs_u8"])
+
+
+def golden_shifts(io, update: int) -> tuple[torch.Tensor, torch.Tensor]:
+    obs, next_obs = torch.from_numpy(io["shifts"][update].reshape(2, 8, 2).astype(np.int64))
+    return obs, next_obs
+
+
+def run_update(agent, data, update: int, bonus=None, weight=1.0) -> dict[str, float]:
+    io = data["io"]
+    noise = tuple(torch.from_numpy(io["eps"][update]))
+    steps = data["config"]["steps"][update]
+    metrics = agent.update(golden_batch(io), steps, bonus, weight, golden_shifts(io, update), noise)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def expected_tensor(data, key: str, name: str) -> np.ndarray | None:
+    """The golden value of a parameter, whichever way it is stored; None if only samples are."""
+    io = data["io"]
+    if f"{key}/{name}" in io:
+        return io[f"{key}/{name}"]
+    if f"{key}/{name}@delta_f16" in io:
+        return data["state"][name] + io[f"{key}/{name}@delta_f16"].astype(np.float32)
+    return None
+
+
+def check_parameters(agent, data, key: str) -> None:
+    for prefix in NETWORKS:
+        for name, value in getattr(agent, prefix).state_dict().items():
+            name, value = f"{prefix}.{name}", value.numpy()
+            expected = expected_tensor(data, key, name)
+            if expected is None:
+                expected, value = data["io"][f"{key}/{name}@flat_every_17"], value.flatten()[::17]
+            np.testing.assert_allclose(value, expected, atol=5e-5, rtol=0, err_msg=f"{key}/{name}")
+
+
+@pytest.mark.parametrize("update", range(3))
+def test_shift_is_the_integer_crop_of_the_padded_image(data, update):
+    io = data["io"]
+    for images, shifts, name in zip(
+        golden_batch(io)[::4], golden_shifts(io, update), ("obs", "next_obs"), strict=True
+    ):
+        expected = io[f"aug/{name}_update{update + 1}_rounded_u8"].transpose(0, 2, 3, 1)
+        np.testing.assert_array_equal(random_shift(images, shifts, 4).numpy(), expected)
+
+
+def test_three_updates_match_in_metrics_and_all_networks(data):
+    agent = golden_agent(data)
+    for update in range(3):
+        metrics = run_update(agent, data, update)
+        assert metrics == pytest.approx(data["config"]["metrics_per_update"][update], abs=5e-5)
+        if update == 0:
+            check_gradients(agent, data["io"])
+            check_parameters(agent, data, "after_update1")
+    check_parameters(agent, data, "after_update3")
+
+
+def check_gradients(agent, io) -> None:
+    for prefix in ("encoder", "critic", "actor"):
+        for name, parameter in getattr(agent, prefix).named_parameters():
+            key = f"grad_update1/{prefix}.{name}"
+            value, sampled = parameter.grad.numpy(), f"{key}@flat_every_17" in io
+            value, expected = (
+                (value.flatten()[::17], io[f"{key}@flat_every_17"]) if sampled else (value, io[key])
+            )
+            np.testing.assert_allclose(value, expected, atol=1e-5, rtol=1e-4, err_msg=key)
+
+
+def test_bonus_is_added_once_to_the_n_step_reward(data):
+    bonus = torch.from_numpy(data["io"]["variant_expl_reward"]) / 0.95  # stored with its weight
+    metrics = run_update(golden_agent(data), data, 0, bonus, weight=0.95)
+    assert metrics == pytest.approx(data["config"]["metrics_first_update_with_expl_reward"], abs=5e-5)
+
+
+def test_stddev_schedule(data):
+    schedule = data["config"]["schedule"]
+    values = [DrQV2Config().stddev(steps) for steps in schedule["steps"]]
+    assert values == pytest.approx(schedule["linear(1.0,0.1,3000000)"])
+
+
+def test_noise_is_clipped_and_the_action_stays_inside(data):
+    io = data["io"]
+    mean, noise = torch.from_numpy(io["truncnormal/mu"]), torch.from_numpy(io["eps"][0, 0])
+    for clip, name in ((0.3, "sample_clip0.3"), (None, "sample_noclip")):
+        np.testing.assert_allclose(
+            noisy_action(mean, 0.55, noise, clip), io[f"truncnormal/{name}"], atol=1e-6
+        )
+
+
+class StoredNoise(np.random.Generator):
+    """A generator that answers with stored standard normals."""
+
+    def __init__(self, noise: np.ndarray) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.noise = noise
+
+    def standard_normal(self, size=None, dtype=np.float64, out=None):
+        assert size == self.noise.shape
+        return self.noise.astype(dtype)
+
+
+def test_policy_acts_like_the_golden_agent(data):
+    agent, io = golden_agent(data), data["io"]
+    policy = build_policy(agent.policy_config())
+    policy.load(agent.actor_weights())
+    frames = io["obs_u8"][:1].transpose(0, 2, 3, 1)
+    rng = StoredNoise(io["act/eps"])
+    np.testing.assert_allclose(policy.act(frames, None, rng)[0], io["act/eval_action"], atol=5e-5)
+    stddev = data["config"]["stddev"][0]
+    np.testing.assert_allclose(policy.act(frames, stddev, rng)[0], io["act/train_action"], atol=5e-5)
+
+
+def test_policy_is_deterministic_given_the_generator_and_uniform_on_request():
+    policy = build_policy(DrQV2Agent(64, 3, DrQV2Config(hidden_dim=16)).policy_config())
+    frames = np.zeros((50, 64, 64, 3), np.uint8)
+    frames.flags.writeable = False
+    first, second = (policy.act(frames, 0.5, np.random.default_rng(7)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.dtype == np.float32 and np.abs(first).max() <= 1
+    uniform = policy.act(frames, 0.5, np.random.default_rng(7), uniform=True)
+    assert uniform.shape == (50, 3) and uniform.min() < -0.8 and uniform.max() > 0.8
+
+
+def test_policy_refuses_weights_of_another_network():
+    agent = DrQV2Agent(64, 3, DrQV2Config(hidden_dim=16))
+    policy = build_policy({**agent.policy_config(), "hidden_dim": 32})
+    with pytest.raises(RuntimeError, match=r"policy\.0\.weight"):
+        policy.load(agent.actor_weights())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", 0), ("critic_target_tau", 1.5), ("encoder_strides", ()), ("batch_size", 0)]
+)
+def test_bad_settings_are_named(key, value):
+    with pytest.raises(ValueError, match=rf"agent\.{key}="):
+        DrQV2Config(**{key: value})

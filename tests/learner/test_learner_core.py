@@ -1,0 +1,211 @@
+"""The learner: reproducible, resumable, and fed from several shards as from one."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from learner.bonus import BonusConfig, RunningStd, make_bonus
+from learner.drqv2 import DrQV2Config
+from learner.learner_actor import LearnerActor
+from learner.learner_core import Learner, LearnerConfig
+from learner.policy import build_policy
+from learner.replay import ReplayConfig
+from learner.replay_actor import ReplayShard
+from learner.sharding import SampleRequest, ShardSampler
+from learner.weights_actor import WeightStore
+from models.rnd import RNDConfig
+from tests.learner.helpers import ACTION_DIM, RESOLUTION_PX, noise_episode
+
+AGENT = DrQV2Config(batch_size=6, encoder_strides=(2, 2, 2), encoder_channels=8, hidden_dim=16)
+BONUS = BonusConfig(
+    norm="running_std", train_every_updates=2, rnd=RNDConfig(channels=(4, 4, 4), feature_dim=8)
+)
+
+
+class LocalShards:
+    """Two shards in this process, with the methods that the learner calls."""
+
+    def __init__(self, folder) -> None:
+        torch.set_num_threads(1)
+        self.shards = []
+        for index in range(2):
+            shard = ReplayShard(
+                folder / str(index), ReplayConfig(capacity_transitions=50), RESOLUTION_PX, ACTION_DIM
+            )
+            shard.insert("b", [noise_episode(index)])
+            self.shards.append(shard)
+
+    def sample(self, requests):
+        return [self.shards[r.shard].sample(r.batch_size, r.seed) for r in requests]
+
+    def sizes(self):
+        return [shard.stats()["size_starts"] for shard in self.shards]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return LocalShards(tmp_path_factory.mktemp("shards"))
+
+
+def make_learner(shards, bonus=BONUS, prefetch_batches=3, seed=5) -> Learner:
+    sampler = ShardSampler(shards.sample, shards.sizes, AGENT.batch_size, seed)
+    sampler.refresh()
+    config = LearnerConfig(prefetch_batches=prefetch_batches, metrics_every_updates=1)
+    return Learner(RESOLUTION_PX, ACTION_DIM, AGENT, bonus, sampler, config, seed)
+
+
+def assert_same_weights(first: Learner, second: Learner) -> None:
+    (version, weights), (other_version, other) = first.weights(), second.weights()
+    assert version == other_version
+    for name in weights:
+        np.testing.assert_array_equal(weights[name], other[name], err_msg=name)
+
+
+def test_two_runs_are_identical_bit_for_bit(shards):
+    first, second = make_learner(shards), make_learner(shards, prefetch_batches=0)
+    assert first.run_updates(7, agent_steps=100) == second.run_updates(7, agent_steps=100)
+    assert_same_weights(first, second)
+    other = make_learner(shards, seed=6)
+    other.run_updates(7, agent_steps=100)
+    assert not np.array_equal(
+        other.weights()[1]["actor.trunk.0.weight"], first.weights()[1]["actor.trunk.0.weight"]
+    )
+
+
+def test_save_and_load_continue_identically(shards, tmp_path):
+    straight = make_learner(shards)
+    straight.run_updates(5, agent_steps=100)
+    straight.save(tmp_path)
+    rest = straight.run_updates(4, agent_steps=200)
+    resumed = make_learner(shards)
+    resumed.load(tmp_path)
+    assert resumed.updates == 5
+    assert resumed.run_updates(4, agent_steps=200) == rest
+    assert_same_weights(straight, resumed)
+    with pytest.raises(FileExistsError, match=r"learner\.pt exists already"):
+        straight.save(tmp_path)
+
+
+def test_checkpoint_of_other_settings_is_refused_by_name(shards, tmp_path):
+    make_learner(shards).save(tmp_path)
+    other = make_learner(shards, bonus=BonusConfig(name="none"), seed=6)
+    with pytest.raises(
+        ValueError, match=r"seed is 5 there and 6 here; bonus\.name is 'rnd' there and 'none' here"
+    ):
+        other.load(tmp_path)
+
+
+def test_prefetch_stays_within_the_call_and_in_order():
+    asked, lock = [], threading.Lock()
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (6, RESOLUTION_PX, RESOLUTION_PX, 3), dtype=np.uint8)
+    scalars = np.ones((6, 1), np.float32)
+
+    def fetch(update_index):
+        from learner.batch import Batch
+
+        with lock:
+            asked.append(update_index)
+        return Batch(frames, np.zeros((6, ACTION_DIM), np.float32), scalars * update_index, scalars, frames)
+
+    config = LearnerConfig(prefetch_batches=4, metrics_every_updates=1)
+    learner = Learner(RESOLUTION_PX, ACTION_DIM, AGENT, BonusConfig(name="none"), fetch, config)
+    assert learner.run_updates(3, agent_steps=0)["batch_reward"] == pytest.approx((0 + 1 + 2) / 3)
+    assert sorted(asked) == [0, 1, 2]
+    assert learner.run_updates(2, agent_steps=0)["batch_reward"] == pytest.approx((3 + 4) / 2)
+    assert sorted(asked) == [0, 1, 2, 3, 4]
+    assert learner.run_updates(0, agent_steps=0) == {}
+    learner.close()
+
+
+def test_policy_equals_the_learners_actor(shards):
+    learner = make_learner(shards)
+    learner.run_updates(3, agent_steps=0)
+    policy = build_policy(learner.agent.policy_config())
+    policy.load(learner.weights()[1])
+    frames = noise_episode(9).frames
+    with torch.no_grad():
+        expected = learner.agent.actor(learner.agent.encoder(torch.from_numpy(frames))).numpy()
+    np.testing.assert_array_equal(policy.act(frames, None, np.random.default_rng(0)), expected)
+
+
+def test_published_weights_do_not_change_with_later_updates(shards):
+    learner = make_learner(shards)
+    _, weights = learner.weights()
+    before = weights["encoder.convnet.0.weight"].copy()
+    learner.run_updates(2, agent_steps=0)
+    np.testing.assert_array_equal(weights["encoder.convnet.0.weight"], before)
+
+
+def test_batches_are_uniform_over_the_transitions_of_all_shards():
+    sampler = ShardSampler(lambda requests: [], lambda: [30, 0, 10], batch_size=100, seed=1)
+    with pytest.raises(RuntimeError, match="0 replay shards"):
+        sampler.requests(0)
+    sampler.refresh()
+    counts = np.zeros(3)
+    for update_index in range(200):
+        for request in sampler.requests(update_index):
+            counts[request.shard] += request.batch_size
+    assert counts[1] == 0 and counts.sum() == 20_000
+    assert counts[0] / 20_000 == pytest.approx(0.75, abs=0.01)
+    assert sampler.requests(3) == sampler.requests(3) != sampler.requests(4)
+    assert isinstance(sampler.requests(3)[0], SampleRequest)
+
+
+def test_running_std_equals_numpy():
+    values = np.random.default_rng(0).normal(3, 2, (5, 8)).astype(np.float32)
+    running = RunningStd(torch.device("cpu"))
+    for row in values:
+        running.add(torch.from_numpy(row))
+    assert float(running.std()) == pytest.approx(values.std(), rel=1e-5)
+
+
+def test_unknown_bonus_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"bonus\.name='rdn'.*'none', 'rnd'"):
+        make_bonus(BonusConfig(name="rdn"), 64, torch.device("cpu"), 0)
+
+
+class LocalWeightStore(WeightStore):
+    """Remembers the versions that were published."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.versions: list[int] = []
+
+    def publish(self, version, weights):
+        self.versions.append(version)
+        return super().publish(version, weights)
+
+
+def test_actor_publishes_saves_and_reports_its_state(shards, tmp_path):
+    def make_actor(store):
+        agent = {"batch_size": 6, "encoder_strides": [2, 2, 2], "encoder_channels": 8, "hidden_dim": 16}
+        learner = {"publish_every_updates": 2, "num_threads": 1}
+        return LearnerActor(RESOLUTION_PX, ACTION_DIM, agent, {"name": "none"}, learner, shards, store)
+
+    store = LocalWeightStore()
+    actor = make_actor(store)
+    assert actor.ping()["state"] == "fresh"
+    assert actor.run_updates(5, agent_steps=10)["updates"] == 5
+    assert store.versions == [2, 4] and actor.ping()["state"] == "ready"
+    actor.save(tmp_path)
+    restarted = make_actor(store)
+    assert restarted.ping()["state"] == "fresh"
+    assert restarted.load(tmp_path) == 5 and restarted.ping()["state"] == "ready"
+    assert store.versions == [2, 4, 5]
+
+
+def test_weight_store_answers_only_with_news():
+    store = WeightStore()
+    assert store.newer_than(-1) is None
+    weights = {"w": np.ones(2, np.float32)}
+    store.publish(10, weights)
+    assert store.newer_than(10) is None
+    version, received = store.newer_than(4)
+    assert version == 10 and received is weights
+    store.publish(6, weights)  # a learner that went back to a checkpoint
+    assert store.newer_than(10)[0] == 6
