@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import threading
 from typing import Any
@@ -127,4 +128,14 @@ def shared_renderer(scene: str, model: Any, settings: RenderSettings) -> SceneRe
         shared[key] = SceneRenderer(model, settings)
         if len(shared) == 1:
             log_gl(describe_gl())
+            # Registered after EGL's own exit handler, so that it runs before EGL is shut down.
+            atexit.register(_close_shared, threading.get_ident())
     return shared[key]
+
+
+def _close_shared(thread: int) -> None:
+    """Frees the renderers at exit; those of another thread went with their thread."""
+    if thread == threading.get_ident():
+        for renderer in _THREAD.shared.values():
+            renderer.close()
+        _THREAD.shared.clear()

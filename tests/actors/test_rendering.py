@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -134,3 +137,13 @@ def test_selecting_a_gpu_after_the_first_frame_is_refused(monkeypatch):
     select_egl_device(0)
     with pytest.raises(RuntimeError, match="before the first environment"):
         select_egl_device(1)
+
+
+def test_a_process_that_drew_frames_ends_quietly():
+    code = (
+        "from actors.envs.registry import EnvConfig, make_env;"
+        "envs = [make_env(EnvConfig(task)) for task in ('reach', 'door-close')];"
+        "[env.reset(seed=0) for env in envs]"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stderr == ""
