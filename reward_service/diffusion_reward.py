@@ -50,7 +50,9 @@ class DiffusionReward:
         config: DiffusionRewardConfig,
         folder: str | Path,
     ) -> None:
-        self.model, self.codec, self.config, self.folder = model, codec, config, Path(folder)
+        self.model, self.config, self.folder = model, config, Path(folder)
+        # convolutions of few channels run up to twice as fast in this layout on a CPU
+        self.codec = codec.to(memory_format=torch.channels_last)
         self.tasks = tuple(_fact(meta, "tasks", folder))
         self.render = RenderSettings(**_fact(meta, "render", folder))
         self.action_repeat = int(_fact(meta, "action_repeat", folder))
@@ -194,8 +196,13 @@ class DiffusionReward:
         """Tokens of all frames of all episodes, each frame encoded once: (sum T_i, L) int64."""
         flat = np.concatenate(frames)
         size = self.config.batch_frames
-        chunks = [images_to_tensor(flat[i : i + size]) for i in range(0, len(flat), size)]
-        return torch.cat([self.codec.encode_tokens(chunk.to(self.model.device)) for chunk in chunks])
+        chunks = (images_to_tensor(flat[i : i + size]) for i in range(0, len(flat), size))
+        return torch.cat(
+            [
+                self.codec.encode_tokens(chunk.to(self.model.device, memory_format=torch.channels_last))
+                for chunk in chunks
+            ]
+        )
 
     def _histories(self, lengths: Sequence[int]) -> Tensor:
         """Rows of the token table that each row is conditioned on: (sum T_i, F) int64."""
