@@ -50,9 +50,8 @@ class DiffusionReward:
         config: DiffusionRewardConfig,
         folder: str | Path,
     ) -> None:
-        self.model, self.config, self.folder = model, config, Path(folder)
-        # convolutions of few channels run up to twice as fast in this layout on a CPU
-        self.codec = codec.to(memory_format=torch.channels_last)
+        self.model, self.codec, self.config, self.folder = model, codec, config, Path(folder)
+        _use_channels_last(codec)
         self.tasks = tuple(_fact(meta, "tasks", folder))
         self.render = RenderSettings(**_fact(meta, "render", folder))
         self.action_repeat = int(_fact(meta, "action_repeat", folder))
@@ -199,7 +198,9 @@ class DiffusionReward:
         chunks = (images_to_tensor(flat[i : i + size]) for i in range(0, len(flat), size))
         return torch.cat(
             [
-                self.codec.encode_tokens(chunk.to(self.model.device, memory_format=torch.channels_last))
+                self.codec.encode_tokens(
+                    chunk.to(self.model.device).contiguous(memory_format=torch.channels_last)
+                )
                 for chunk in chunks
             ]
         )
@@ -255,6 +256,13 @@ class DiffusionReward:
         if self.config.clip_low is not None or self.config.clip_high is not None:
             standard = np.clip(standard, self.config.clip_low, self.config.clip_high)
         return standard.astype(np.float32)
+
+
+def _use_channels_last(codec: VQGAN) -> None:
+    """Convolutions of few channels run up to twice as fast in this layout on a CPU."""
+    for parameter in codec.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _fact(meta: Mapping[str, Any], key: str, folder: str | Path) -> Any:
