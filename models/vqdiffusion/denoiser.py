@@ -100,8 +100,9 @@ class Attention(nn.Module):
         return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attends from x (B, L, width) to keys and values (B, heads, S, width/heads)."""
-        heads = F.scaled_dot_product_attention(self.split_heads(self.query(x)), keys, values)
+        """Attends from x (B or 1, L, width) to keys and values (B, heads, S, width/heads)."""
+        queries = self.split_heads(self.query(x)).expand(len(keys), -1, -1, -1)
+        heads = F.scaled_dot_product_attention(queries, keys, values)
         y = self.proj(rearrange(heads, "b h l d -> b l (h d)"))
         return F.dropout(y, self.dropout, self.training)
 
@@ -182,7 +183,17 @@ class Denoiser(nn.Module):
         return F.linear(source, weight, bias)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Logits (B, L, K) of noisy tokens x_t (B, L) int64 at step t (B,) int64."""
+        """Logits of the clean tokens.
+
+        Args:
+            x_t: (B, L) int64 noisy tokens, or (1, L) where all rows are equal: then what does not depend on the
+                condition (the first self attention) is computed once.
+            t: (B,) or (1,) int64.
+            condition: Of B rows.
+
+        Returns:
+            (B, L, K) float32.
+        """
         x = self.content_emb(x_t)
         for block, keys, values in zip(self.blocks, condition.keys, condition.values):
             x = block(x, t, keys, values)

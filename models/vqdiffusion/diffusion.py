@@ -106,15 +106,16 @@ class VQDiffusion(nn.Module):
             two=2,
             head=self.config.num_heads,
         )
-        return Condition(split[0], split[1])
+        keys, values = split.unbind(0)
+        return Condition(keys, values)
 
     def predict_log_x0(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Predicted log p(x0 | x_t, history) over codes.
 
         Args:
-            x_t: (B, L) int64, K where masked.
-            t: (B,) int64 in [0, T).
-            condition: Of the same B rows.
+            x_t: (B, L) int64, K where masked; or (1, L) where all rows are equal.
+            t: (B,) int64 in [0, T); or (1,).
+            condition: Of B rows.
 
         Returns:
             (B, K, L) float32 log-probabilities clamped to [-70, 0]; softmax in float64, since small
@@ -122,6 +123,17 @@ class VQDiffusion(nn.Module):
         """
         logits = rearrange(self.transformer(x_t, t, condition), "b l k -> b k l")
         return F.log_softmax(logits.double(), dim=1).float().clamp(LOG_PROB_MIN, 0.0)
+
+    def predict_from_mask(self, condition: Condition) -> Tensor:
+        """`predict_log_x0` from the all-mask state at the last step: the one-forward estimate of the next frame.
+
+        Args:
+            condition: Of B rows.
+
+        Returns:
+            (B, K, L) float32 log-probabilities.
+        """
+        return self.predict_log_x0(self.all_mask(1), self._last_step(), condition)
 
     def sample_steps(self, rows: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draws training steps from the importance distribution.
@@ -199,9 +211,11 @@ class VQDiffusion(nn.Module):
         Returns:
             Scalar, nats per token.
         """
-        t = torch.full((len(x0),), self.num_steps - 1, device=x0.device)
-        logits = self.transformer(self.all_mask(len(x0)), t, self.condition(cond_tokens))
+        logits = self.transformer(self.all_mask(1), self._last_step(), self.condition(cond_tokens))
         return F.cross_entropy(rearrange(logits, "b l k -> (b l) k"), rearrange(x0, "b l -> (b l)"))
+
+    def _last_step(self) -> Tensor:
+        return torch.full((1,), self.num_steps - 1, device=self.device)
 
     def _auxiliary_weight(self, t: Tensor) -> Tensor:
         weight = self.config.auxiliary_loss_weight

@@ -279,7 +279,9 @@ def test_all_mask_loss_is_the_cross_entropy_of_the_prediction():
     x0, history = torch.randint(6, (5, 4)), torch.randint(6, (5, 8))
     with torch.no_grad():
         log_x0 = model.predict_log_x0(model.all_mask(5), torch.full((5,), 99), model.condition(history))
+        from_mask = model.predict_from_mask(model.condition(history))
         loss = model.all_mask_loss(x0, history)
+    torch.testing.assert_close(from_mask, log_x0)
     torch.testing.assert_close(loss, -log_x0.gather(1, x0[:, None]).mean())
 
 
