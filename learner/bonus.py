@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from learner.batch import TensorBatch
-from models.rnd import RND, RNDConfig
+from models.rnd import RND, RNDConfig, novelty
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class BonusConfig:
 
 
 class Bonus(Protocol):
-    """What the learner asks of a bonus.
+    """What the learner asks of a bonus: for every batch first `bonus`, then `update`.
 
     Attributes:
         weight: Factor alpha with which the learner multiplies `bonus`.
@@ -59,7 +59,7 @@ class Bonus(Protocol):
         ...
 
     def update(self, batch: TensorBatch) -> dict[str, torch.Tensor]:
-        """Called once per update of the agent; trains when it is due. Returns scalar metrics."""
+        """Trains on the batch that `bonus` was just asked about, if it is due. Returns scalar metrics."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,10 +131,14 @@ class RNDBonus:
         self.rnd = RND(config.rnd, resolution_px).to(device)
         self.running = RunningStd(device)
         self._updates = 0
+        self._features: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def bonus(self, batch: TensorBatch) -> torch.Tensor | None:
         """(B, 1) float32: the (normalised) error at s_{t+n}. Counts into the running stddev."""
-        value = self.rnd.bonus(batch.next_obs)
+        # The forward pass is the dear part, so `update` uses the same one where it is due.
+        with torch.set_grad_enabled(self._is_due()):
+            self._features = self.rnd.features(batch.next_obs)
+        value = novelty(*self._features).detach()
         if self.config.norm == "running_std":
             self.running.add(value)
             value = value / self.running.std()
@@ -142,9 +146,15 @@ class RNDBonus:
 
     def update(self, batch: TensorBatch) -> dict[str, torch.Tensor]:
         """Trains the predictor on s_{t+n} every `train_every_updates` calls, the first one included."""
-        due = self._updates % self.config.train_every_updates == 0
+        due = self._is_due()
         self._updates += 1
-        return {"bonus_loss": self.rnd.update(batch.next_obs)} if due else {}
+        if not due:
+            return {}
+        assert self._features is not None, "bonus(batch) comes before update(batch)"
+        return {"bonus_loss": self.rnd.step(*self._features)}
+
+    def _is_due(self) -> bool:
+        return self._updates % self.config.train_every_updates == 0
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimiser, running statistics and the number of calls."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import nn
@@ -153,11 +154,24 @@ def random_shift(images: torch.Tensor, shifts: torch.Tensor, pad_px: int) -> tor
     Returns:
         (B, H, W, 3) uint8.
     """
-    batch, height, width = images.shape[:3]
+    if images.device.type == "cpu":
+        return _crop_one_by_one(images, shifts, pad_px)
+    batch, height, width, channels = images.shape
     columns = torch.arange(width, device=images.device) + shifts[:, :1] - pad_px
     rows = torch.arange(height, device=images.device) + shifts[:, 1:] - pad_px
     rows, columns = rows.clamp_(0, height - 1), columns.clamp_(0, width - 1)
     first = torch.arange(batch, device=images.device)[:, None] * height
     # One gather of whole pixels from a flat list is several times faster than indexing three axes.
     pixel = (first + rows)[:, :, None] * width + columns[:, None, :]
-    return images.reshape(-1, images.shape[-1]).index_select(0, pixel.flatten()).view(images.shape)
+    return images.reshape(-1, channels).index_select(0, pixel.flatten()).view(images.shape)
+
+
+def _crop_one_by_one(images: torch.Tensor, shifts: torch.Tensor, pad_px: int) -> torch.Tensor:
+    """The same crop with one block copy per image: twice as fast as the gather on a CPU core."""
+    height, width = images.shape[1:3]
+    edges = ((0, 0), (pad_px, pad_px), (pad_px, pad_px), (0, 0))
+    padded = np.pad(images.numpy(), edges, mode="edge")
+    cropped = np.empty(images.shape, dtype=np.uint8)
+    for index, (x, y) in enumerate(shifts.tolist()):
+        cropped[index] = padded[index, y : y + height, x : x + width]
+    return torch.from_numpy(cropped)

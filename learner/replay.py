@@ -135,10 +135,9 @@ class EpisodeStore:
             "discounts": ((), np.float32),
             "successes": ((), np.bool_),
         }
+        rows, preallocate, must_exist = self.config.rows, self.config.preallocate, bool(self._journal.live)
         return {
-            name: RowFile(
-                self.folder / f"{name}.bin", self.config.rows, shape, dtype, self.config.preallocate
-            )
+            name: RowFile(self.folder / f"{name}.bin", rows, shape, dtype, preallocate, must_exist)
             for name, (shape, dtype) in fields.items()
         }
 

@@ -89,8 +89,7 @@ class RND(nn.Module):
         Returns:
             (B, 1) float32, at least 0.
         """
-        predicted, target = self.features(frames)
-        return (target - predicted).square().sum(dim=1, keepdim=True) / 2
+        return novelty(*self.features(frames))
 
     def update(self, frames: torch.Tensor) -> torch.Tensor:
         """One Adam step of the predictor on the mean squared error.
@@ -101,7 +100,18 @@ class RND(nn.Module):
         Returns:
             Scalar loss before the step.
         """
-        predicted, target = self.features(frames)
+        return self.step(*self.features(frames))
+
+    def step(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The Adam step of `update`, from features that were computed with gradients.
+
+        Args:
+            predicted: (B, feature_dim) float32.
+            target: (B, feature_dim) float32.
+
+        Returns:
+            Scalar loss before the step.
+        """
         loss = F.mse_loss(predicted, target)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -116,6 +126,11 @@ class RND(nn.Module):
         """Restores `training_state()`."""
         self.load_state_dict(state["networks"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def novelty(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Half the summed squared error: (B, feature_dim) twice -> (B, 1) float32, at least 0."""
+    return (target - predicted).square().sum(dim=1, keepdim=True) / 2
 
 
 def _convolutions(channels: tuple[int, int, int]) -> list[nn.Module]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from learner.batch import Batch, TensorBatch
 from learner.bonus import BonusConfig, RunningStd, make_bonus
 from learner.drqv2 import DrQV2Config
 from learner.learner_actor import LearnerActor
@@ -106,7 +107,6 @@ def test_prefetch_stays_within_the_call_and_in_order():
     scalars = np.ones((6, 1), np.float32)
 
     def fetch(update_index):
-        from learner.batch import Batch
 
         with lock:
             asked.append(update_index)
@@ -209,3 +209,22 @@ def test_weight_store_answers_only_with_news():
     assert version == 10 and received is weights
     store.publish(6, weights)  # a learner that went back to a checkpoint
     assert store.newer_than(10)[0] == 6
+
+
+def test_rnd_bonus_is_the_error_at_the_next_frame_and_trains_when_due():
+    torch.manual_seed(0)
+    frames = torch.from_numpy(noise_episode(1).frames[:4])
+    zeros = torch.zeros(4, 1)
+    batch = TensorBatch(torch.zeros_like(frames), zeros, zeros, zeros, frames)
+    bonus = make_bonus(
+        BonusConfig(train_every_updates=2, rnd=BONUS.rnd), RESOLUTION_PX, torch.device("cpu"), 0
+    )
+    losses = []
+    for _ in range(4):
+        expected = bonus.rnd.bonus(frames)
+        value = bonus.bonus(batch)
+        torch.testing.assert_close(value, expected)
+        assert not value.requires_grad
+        losses.append("bonus_loss" in bonus.update(batch))
+    assert losses == [True, False, True, False]
+    assert bonus.bonus(batch).sum() < value.sum() + 1e-6 and bonus.weight == 0.95
