@@ -67,7 +67,11 @@ def load_video_model(
         FileNotFoundError: if there is no checkpoint, or a part of it is missing.
         ValueError: if it is of another kind or format, or weights do not fit.
     """
-    folder = Path(folder)
+    with torch.inference_mode(False):  # so that the weights stay ordinary tensors wherever this is called
+        return _load(Path(folder), device)
+
+
+def _load(folder: Path, device: str | torch.device) -> tuple[VQDiffusion, VQGAN, dict[str, Any]]:
     meta = load_checkpoint_config(folder, KIND)
     model = VQDiffusion(_model_config(meta["model"], folder))
     apply_weights(model, load_weights(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)

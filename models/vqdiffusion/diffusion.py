@@ -242,7 +242,8 @@ class VQDiffusion(nn.Module):
 
     def _projection_tables(self, cond_tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Keys and values per code and per position. The former is None where it would cost more than the tokens."""
-        if not torch.is_grad_enabled():
+        # weights made in inference mode carry no version, so a change of theirs could not be noticed
+        if not torch.is_grad_enabled() and not self.condition_emb.emb.weight.is_inference():
             key = self._weights_key()
             if self._tables is None or self._tables[0] != key:
                 self._tables = (key, (self._code_table(), self._position_table()))

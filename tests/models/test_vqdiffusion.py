@@ -259,6 +259,15 @@ def test_condition_tables_follow_every_weight_change(position):
     torch.testing.assert_close(after.values, exact.values.detach())
 
 
+def test_a_model_made_in_inference_mode_works():
+    with torch.inference_mode():
+        model = VQDiffusion(VQDiffusionConfig(**SMALL)).eval()
+        first = model.condition(torch.zeros(1, 8, dtype=torch.int64))
+        model.transformer.blocks[0].attn2.value.bias.add_(1.0)
+        second = model.condition(torch.zeros(1, 8, dtype=torch.int64))
+    torch.testing.assert_close(second.values[0], first.values[0] + 1.0)
+
+
 def test_learned_positions_mean_the_age_of_a_frame():
     torch.manual_seed(0)
     model = VQDiffusion(VQDiffusionConfig(**SMALL, condition_position="learned")).eval()
