@@ -97,18 +97,26 @@ class LearnerActor:
         self._busy = threading.Lock()  # ping may be answered by another thread meanwhile
         self._state = "fresh"
 
-    def run_updates(self, num_updates: int, agent_steps: int) -> dict[str, Any]:
+    def run_updates(
+        self, num_updates: int, agent_steps: int, expected_updates: int | None = None
+    ) -> dict[str, Any]:
         """Runs updates, publishing weights every `publish_every_updates`.
 
         Args:
             num_updates: Number of updates.
             agent_steps: Global agent steps so far.
+            expected_updates: Updates that the caller believes to be done. An actor that was restarted
+                between two calls answers the next one untrained, without an error; this refuses it.
 
         Returns:
             `metrics` (means), `updates` done in total, and `batch_wait_s`, the time spent waiting for
             batches since the actor started.
+
+        Raises:
+            RuntimeError: if another number of updates is done than expected.
         """
         with self._busy:
+            self._check_updates(expected_updates)
             self._state = "ready"
             self._sampler.refresh()
             metrics = self._learner.run_updates(num_updates, agent_steps, self._publish_if_due)
@@ -117,6 +125,13 @@ class LearnerActor:
                 "updates": self._learner.updates,
                 "batch_wait_s": self._learner.batch_wait_s,
             }
+
+    def _check_updates(self, expected_updates: int | None) -> None:
+        if expected_updates is not None and expected_updates != self._learner.updates:
+            raise RuntimeError(
+                f"the learner (state {self._state!r}) has done {self._learner.updates} updates, the caller expects "
+                f"{expected_updates}; it was probably restarted: load the last checkpoint into it"
+            )
 
     def _publish_if_due(self) -> None:
         if self._learner.updates % self._config.publish_every_updates == 0:
@@ -133,9 +148,14 @@ class LearnerActor:
         """What `learner.policy.build_policy` needs."""
         return self._learner.agent.policy_config()
 
-    def save(self, folder: str | Path) -> str:
-        """Writes a checkpoint into an existing folder; returns the file's path."""
+    def save(self, folder: str | Path, expected_updates: int | None = None) -> str:
+        """Writes a checkpoint into an existing folder; returns the file's path.
+
+        Raises:
+            RuntimeError: if another number of updates is done than expected (see `run_updates`).
+        """
         with self._busy:
+            self._check_updates(expected_updates)
             return str(self._learner.save(folder))
 
     def load(self, folder: str | Path) -> int:

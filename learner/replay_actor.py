@@ -87,6 +87,10 @@ class ReplayShard:
             "total_inserted_episodes": self._store.total_inserted_episodes,
         }
 
+    def ids(self) -> list[str]:
+        """Ids of the episodes that are stored now, the oldest first."""
+        return list(self._store.ids)
+
     def ping(self) -> dict[str, int]:
         """Process id; answers once the store is loaded."""
         return {"pid": os.getpid()}

@@ -195,6 +195,11 @@ def test_actor_publishes_saves_and_reports_its_state(shards, tmp_path):
     actor.save(tmp_path)
     restarted = make_actor(store)
     assert restarted.ping()["state"] == "fresh"
+    with pytest.raises(RuntimeError, match=r"has done 0 updates, the caller expects 5"):
+        restarted.run_updates(1, agent_steps=10, expected_updates=5)
+    with pytest.raises(RuntimeError, match="load the last checkpoint"):
+        restarted.save(tmp_path, expected_updates=5)
+    assert restarted.ping()["state"] == "fresh"
     assert restarted.load(tmp_path) == 5 and restarted.ping()["state"] == "ready"
     assert store.versions == [2, 4, 5]
 
