@@ -6,7 +6,7 @@ them, and a failed block is rolled out again under the same id (inserting it twi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,11 @@ from launch.system import System
 MAX_ATTEMPTS = 20
 
 
+def block_number(name: str) -> int:
+    """Number of a block, from its id ("b0000012") or from the id of one of its episodes ("b0000012-1")."""
+    return int(name.partition("-")[0].removeprefix("b"))
+
+
 @dataclass
 class Block:
     """One block in flight.
@@ -25,6 +30,7 @@ class Block:
     Attributes:
         block_id: Stable over retries; episode ids derive from it.
         slot: Index of the rollout actor.
+        shard: Index of the replay shard.
         global_agent_steps: Agent steps submitted before this block, for the exploration schedule.
         episodes: Number of episodes.
         attempts: How often it was submitted.
@@ -32,6 +38,7 @@ class Block:
 
     block_id: str
     slot: int
+    shard: int
     global_agent_steps: int
     episodes: int
     attempts: int = 0
@@ -46,7 +53,7 @@ class BlockPipeline:
         episodes_per_block: Episodes of one collect call.
         episode_steps: Agent steps of an episode.
         first_block: Number of the first block (a resumed run goes on counting).
-        on_done: Called with (block, acknowledgement, meta) for each acknowledged block.
+        on_done: Called with (block, acknowledgement, meta, learned returns) for each acknowledged block.
         on_event: Called with a sentence when a block has to be rolled out again.
     """
 
@@ -57,7 +64,7 @@ class BlockPipeline:
         episodes_per_block: int,
         episode_steps: int,
         first_block: int,
-        on_done: Callable[[Block, Mapping[str, Any], Mapping[str, Any]], None],
+        on_done: Callable[[Block, Mapping[str, Any], Mapping[str, Any], Sequence[float]], None],
         on_event: Callable[[str], None],
     ) -> None:
         self._system = system
@@ -83,7 +90,11 @@ class BlockPipeline:
         """Gives idle rollout actors a block each while whole blocks fit into `allowed_steps`."""
         while self._idle and allowed_steps >= self._block_steps:
             block = Block(
-                f"b{self._next_block:07d}", self._idle.pop(0), submitted_steps, self._episodes_per_block
+                block_id=f"b{self._next_block:07d}",
+                slot=self._idle.pop(0),
+                shard=self._next_block % len(self._system.shards),
+                global_agent_steps=submitted_steps,
+                episodes=self._episodes_per_block,
             )
             self._next_block += 1
             self._submit(block)
@@ -92,7 +103,7 @@ class BlockPipeline:
 
     def _submit(self, block: Block) -> None:
         block.attempts += 1
-        number = int(block.block_id[1:])
+        number = block_number(block.block_id)
         system = self._system
         episodes, meta = (
             system.rollouts[block.slot]
@@ -102,8 +113,7 @@ class BlockPipeline:
         scores = None
         if system.rewards:
             scores = system.rewards[number % len(system.rewards)].score.remote(episodes)
-        shard = system.shards[number % len(system.shards)]
-        done = shard.insert.remote(block.block_id, episodes, scores)
+        done = system.shards[block.shard].insert.remote(block.block_id, episodes, scores)
         block.refs = (episodes, meta, scores)
         self.in_flight[done] = block
 
@@ -116,6 +126,7 @@ class BlockPipeline:
         block = self.in_flight.pop(done)
         try:
             acknowledgement, meta = ray.get([done, block.refs[1]])
+            scores = [] if block.refs[2] is None else ray.get(block.refs[2])
         except ray.exceptions.RayError as error:
             if not is_process_failure(error) or block.attempts >= MAX_ATTEMPTS:
                 raise RuntimeError(f"block {block.block_id} failed: {describe(error)}") from error
@@ -124,4 +135,4 @@ class BlockPipeline:
             return
         block.refs = ()
         self._idle.append(block.slot)
-        self._on_done(block, acknowledgement, meta)
+        self._on_done(block, acknowledgement, meta, [float(rewards[1:].sum()) for rewards in scores])

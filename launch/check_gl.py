@@ -7,7 +7,7 @@ import sys
 
 def main() -> int:
     """Prints the renderer in use; returns 1 with the reason if there is none."""
-    from actors.envs.rendering import check_gl
+    from actors.envs.gl import check_gl
 
     try:
         print(f"[setup] rendering with {check_gl()}")

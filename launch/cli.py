@@ -16,8 +16,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from launch.sections import verb_defaults
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 T = TypeVar("T")
@@ -41,11 +44,6 @@ def group_options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONFIG_DIR / group).glob("*.yaml") if not p.stem.startswith("_"))
 
 
-def config_groups() -> list[str]:
-    """Config groups: task, reward, preset, cluster, ..."""
-    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
-
-
 def _flatten(config: DictConfig, prefix: str = "") -> Iterable[str]:
     for key in config:
         node = config._get_node(key)
@@ -54,32 +52,16 @@ def _flatten(config: DictConfig, prefix: str = "") -> Iterable[str]:
             yield from _flatten(node, f"{prefix}{key}.")
 
 
-def _check_overrides(overrides: Sequence[str], verb: str) -> None:
-    """Refuses unknown groups, options and keys before Hydra sees them, naming the nearest valid ones."""
-    used_groups = set(_verb_groups(verb))
-    base: DictConfig | None = None
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise UsageError(f"argument {override!r} is not of the form key=value; see --help")
-        if key.startswith(("+", "~")):
-            raise UsageError(f"argument {override!r}: '+' and '~' are not supported, every key is known beforehand")
-        if key in used_groups:
-            if value not in group_options(key):
-                raise UsageError(f"unknown {key} {value!r}; {suggest(value, group_options(key))}")
-            continue
-        if base is None:
-            chosen = [o for o in overrides if o.partition("=")[0] in used_groups]
-            base = _compose(verb, chosen)
-        keys = list(_flatten(base))
-        if key not in keys:
-            # A typo in the last part is as likely as a wrong path: compare both.
-            tails = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
-            near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
-            hint = " or ".join(repr(k) for k in dict.fromkeys(tails[:3] + near))
-            raise UsageError(
-                f"unknown key {key!r}; " + (f"did you mean {hint}? " if hint else "") + "`--help` lists every key"
-            )
+def _check_key(key: str, base: DictConfig) -> None:
+    """Refuses a key that does not exist, naming the nearest ones."""
+    keys = list(_flatten(base))
+    if key in keys:
+        return
+    # A typo in the last part is as likely as a wrong path: compare both.
+    tails = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+    hint = " or ".join(repr(k) for k in dict.fromkeys(tails[:3] + near))
+    raise UsageError(f"unknown key {key!r}; " + (f"did you mean {hint}? " if hint else "") + "`--help` lists every key")
 
 
 def _verb_groups(verb: str) -> list[str]:
@@ -87,10 +69,20 @@ def _verb_groups(verb: str) -> list[str]:
     return [next(iter(entry)) for entry in defaults if not isinstance(entry, str)]
 
 
-def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+def _compose(verb: str, choices: Sequence[str]) -> DictConfig:
+    """Dataclass defaults, then the YAML files of the chosen groups."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose(verb, overrides=list(overrides))
+        composed = hydra.compose(verb, overrides=list(choices))
+    defaults = OmegaConf.create(verb_defaults(verb))
+    own = {*OmegaConf.load(CONFIG_DIR / f"{verb}.yaml"), *defaults, "domain", "preset_name"}
+    # A preset serves all verbs; each sees only its own keys.
+    with open_dict(composed):
+        for key in [key for key in composed if key not in own]:
+            del composed[key]
+    merged = OmegaConf.merge(defaults, composed)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
@@ -98,14 +90,29 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
 
     Args:
         verb: Name of the root config, for example "train".
-        overrides: `key=value` strings.
+        overrides: `key=value` strings in Hydra's syntax.
 
     Raises:
-        UsageError: for unknown groups, options or keys and for values that Hydra cannot parse.
+        UsageError: for unknown groups, options or keys and for values that cannot be parsed.
     """
-    _check_overrides(overrides, verb)
+    groups = _verb_groups(verb)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UsageError(f"argument {override!r} is not of the form key=value; see --help")
+        if key.startswith(("+", "~")):
+            raise UsageError(f"argument {override!r}: '+' and '~' are not supported, every key is known beforehand")
+        if key in groups and value not in group_options(key):
+            raise UsageError(f"unknown {key} {value!r}; {suggest(value, group_options(key))}")
+    chosen = {o.partition("=")[0]: o for o in overrides if o.partition("=")[0] in groups}  # the last one counts
     try:
-        config = _compose(verb, overrides)
+        config = _compose(verb, list(chosen.values()))
+        parser = OverridesParser.create()
+        for override in overrides:
+            key = override.partition("=")[0]
+            if key not in groups:
+                _check_key(key, config)
+                OmegaConf.update(config, key, parser.parse_override(override).value())
         OmegaConf.resolve(config)
     except (hydra.errors.HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"cannot compose the configuration: {str(error).strip().splitlines()[0]}") from error

@@ -6,12 +6,12 @@ The driver never touches pixels: frames go from actor to actor by reference, it 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 
-from launch.blocks import Block, BlockPipeline
+from launch.blocks import Block, BlockPipeline, block_number
 from launch.console import TrainingView
 from launch.evaluating import EvaluationRun
 from launch.interrupts import StopFlag
@@ -21,7 +21,6 @@ from launch.run_folder import RunFolder
 from launch.settings import TrainSettings
 from launch.system import System
 from launch.windows import RateWindow, RecentEpisodes
-from learner.limiter import UpdateRatioLimiter
 
 
 class Coordinator:
@@ -47,9 +46,9 @@ class Coordinator:
     ) -> None:
         self.settings, self.system, self.folder = settings, system, folder
         self.log, self.view, self.stop = log, view, stop
-        self.agent_steps = 0
+        self._shard_steps = [0] * len(system.shards)
         self.recoveries = 0
-        self.limiter = UpdateRatioLimiter(settings.limiter)
+        self.limiter = settings.limiter
         self.learner = LearnerLink(system.learner, folder, self._recovered)
         self.evaluation: EvaluationRun | None = None
         self._evaluated_at_steps = -1
@@ -63,8 +62,9 @@ class Coordinator:
 
     def restore(self) -> None:
         """Brings counters and learner to where a resumed run stopped (a new run stays at zero)."""
-        stats = ray.get([shard.stats.remote() for shard in self.system.shards])
-        self.agent_steps = sum(s["total_inserted_steps"] for s in stats)
+        shards = self.system.shards
+        self._shard_steps = [s["total_inserted_steps"] for s in ray.get([s.stats.remote() for s in shards])]
+        newest = [ids[-1] for ids in ray.get([shard.ids.remote() for shard in shards]) if ids]
         checkpoint = self.folder.latest_checkpoint()
         saved: dict[str, Any] = {}
         if checkpoint is not None:
@@ -72,7 +72,7 @@ class Coordinator:
             self.learner.load(checkpoint)
             self._evaluated_at_steps = saved["evaluated_at_steps"]
             self.recoveries = saved["recoveries"]
-        first_block = 1 + max([-1, *(int(s["last_block_number"]) for s in stats)])
+        first_block = 1 + max([-1, *map(block_number, newest)])
         self.blocks = BlockPipeline(
             self.system,
             episodes_per_block=self.settings.rollout.episodes_per_block,
@@ -107,6 +107,11 @@ class Coordinator:
         self._report(force=True)
         self._checkpoint()
         return self.stop.reason or "finished"
+
+    @property
+    def agent_steps(self) -> int:
+        """Agent steps acknowledged by the replay shards; theirs is the truth, over kills and resumes."""
+        return sum(self._shard_steps)
 
     def _is_done(self) -> bool:
         budget_is_spent = self.agent_steps >= self.settings.total_agent_steps
@@ -143,7 +148,7 @@ class Coordinator:
             due = self.limiter.updates_due(self.agent_steps, planned)
             if due <= 0:
                 return
-            self.learner.start(min(due, per_call))
+            self.learner.start(min(due, per_call), self.agent_steps)
 
     def _start_evaluation(self) -> None:
         every = self.settings.eval_every_agent_steps
@@ -173,9 +178,15 @@ class Coordinator:
 
     # ---- what comes back
 
-    def _block_done(self, block: Block, acknowledgement: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-        self.agent_steps += int(acknowledgement["steps"])
-        self._recent.add(meta, acknowledgement)
+    def _block_done(
+        self,
+        block: Block,
+        acknowledgement: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        learned_returns: Sequence[float],
+    ) -> None:
+        self._shard_steps[block.shard] = acknowledgement["total_inserted_steps"]
+        self._recent.add(meta, learned_returns)
 
     def _recovered(self, text: str) -> None:
         self.recoveries += 1

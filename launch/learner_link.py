@@ -37,9 +37,10 @@ class LearnerLink:
         """Updates submitted and not yet reported."""
         return sum(self.in_flight.values())
 
-    def start(self, updates: int) -> None:
-        """Submits one call of `updates` updates."""
-        self.in_flight[self._actor.run_updates.remote(updates)] = updates
+    def start(self, updates: int, agent_steps: int) -> None:
+        """Submits one call of `updates` updates; `agent_steps` sets the stddev of the agent's noise."""
+        expected = self.updates + self.updates_in_flight  # A learner that restarted in between would not know.
+        self.in_flight[self._actor.run_updates.remote(updates, agent_steps, expected)] = updates
 
     def handle(self, ref: Any) -> None:
         """Takes the result of one call; brings a learner that died back from the last checkpoint.
@@ -49,12 +50,12 @@ class LearnerLink:
         """
         self.in_flight.pop(ref)
         try:
-            metrics = ray.get(ref)
+            answer = ray.get(ref)
         except ray.exceptions.RayError as error:
             self._recover(error)
             return
-        self.updates = int(metrics.pop("updates"))
-        self._metrics = metrics
+        self.updates = int(answer["updates"])
+        self._metrics |= {**answer["metrics"], "batch_wait_s": answer["batch_wait_s"]}
 
     def take_metrics(self) -> dict[str, float]:
         """Means of the last finished call, by name."""
@@ -71,7 +72,7 @@ class LearnerLink:
             self.handle(ready[0])
         for attempt in range(3):
             try:
-                self.updates = int(ray.get(self._actor.save.remote(str(folder))))
+                ray.get(self._actor.save.remote(str(folder), self.updates))
                 return
             except ray.exceptions.RayError as error:
                 if attempt == 2:

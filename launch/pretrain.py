@@ -131,8 +131,8 @@ def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: t
 
     base = build(DiffusionRewardConfig, config.frame_reward, "frame_reward.")
     for mode in ("entropy", "likelihood"):
-        reward = DiffusionReward.from_checkpoint(out, replace(base, mode=mode), device)
-        for task, numbers in compute_statistics(reward, videos, out).items():
+        reward = DiffusionReward.from_checkpoint(out, replace(base, mode=mode), str(device))
+        for task, numbers in compute_statistics(reward, videos, seed=config.seed).items():
             print(
                 f"[statistics] {task} {mode}: mean {numbers['mean']:.3f}, std {numbers['std']:.3f} "
                 f"over {numbers['frames']} {numbers['split']} frames",

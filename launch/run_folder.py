@@ -26,6 +26,7 @@ from models.files import read_json, write_atomic, write_json
 RESUMABLE_KEYS = (
     "resume",
     "out",
+    "overrides",
     "total_agent_steps",
     "cluster",
     "eval_every_agent_steps",

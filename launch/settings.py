@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.envs.registry import EnvConfig
 from launch.cli import build
 from learner.bonus import BonusConfig
 from learner.drqv2 import DrQV2Config
-from learner.limiter import LimiterConfig
+from learner.learner_core import LearnerConfig
+from learner.limiter import UpdateRatioLimiter
 from learner.replay import ReplayConfig
 from reward_service.config import DiffusionRewardConfig
 
@@ -57,14 +58,12 @@ class RolloutSettings:
         envs_per_actor: Environments stepped in lockstep by one actor.
         episodes_per_block: Episodes returned by one call; at least envs_per_actor makes sense.
         weight_refresh_steps: Agent steps between two looks for newer weights, per environment.
-        num_expl_steps: Agent steps with uniformly random actions at the start.
     """
 
     num_actors: int = 4
     envs_per_actor: int = 1
     episodes_per_block: int = 1
     weight_refresh_steps: int = 100
-    num_expl_steps: int = 2000
 
     def __post_init__(self) -> None:
         for name in ("num_actors", "envs_per_actor", "episodes_per_block", "weight_refresh_steps"):
@@ -95,7 +94,6 @@ class ClusterSettings:
     num_reward_actors: int = 1
     learner_cpus: float = 1.0
     learner_gpus: float = 0.0
-    learner_threads: int = 1
     rollout_cpus: float = 1.0
     rollout_threads: int = 1
     reward_cpus: float = 1.0
@@ -108,7 +106,7 @@ class ClusterSettings:
     include_dashboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_shards", "learner_threads", "rollout_threads", "reward_threads"):
+        for name in ("num_shards", "rollout_threads", "reward_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -125,8 +123,6 @@ class TrainSettings:
         eval_videos: How many of them become videos.
         video_fps: Frames per second of the videos.
         updates_per_call: Updates of one learner call.
-        publish_every_updates: Updates between two weight versions.
-        prefetch_batches: Batches fetched ahead.
         checkpoint_every_s: Seconds between checkpoints.
         keep_checkpoints: How many are kept.
         log_every_s: Seconds between rows of metrics.jsonl.
@@ -139,7 +135,8 @@ class TrainSettings:
     agent: DrQV2Config
     bonus: BonusConfig
     replay: ReplayConfig
-    limiter: LimiterConfig
+    learner: LearnerConfig
+    limiter: UpdateRatioLimiter
     rollout: RolloutSettings
     cluster: ClusterSettings
     seed: int = 0
@@ -149,8 +146,6 @@ class TrainSettings:
     eval_videos: int = 1
     video_fps: int = 15
     updates_per_call: int = 50
-    publish_every_updates: int = 10
-    prefetch_batches: int = 4
     checkpoint_every_s: float = 300.0
     keep_checkpoints: int = 2
     log_every_s: float = 10.0
@@ -174,6 +169,22 @@ class TrainSettings:
             )
         if self.reward.frozen is not None and self.cluster.num_reward_actors < 1:
             raise ValueError(f"reward={self.reward.name} needs cluster.num_reward_actors >= 1")
+
+    @property
+    def replay_config(self) -> ReplayConfig:
+        """The replay's settings with the weights of the reward composition in them."""
+        learned = self.reward.learned_weight if self.reward.frozen else 0.0
+        return replace(
+            self.replay,
+            env_weight=self.reward.sparse_weight,
+            learned_weight=learned,
+            episode_steps=self.env.episode_steps,
+        )
+
+    @property
+    def bonus_config(self) -> BonusConfig:
+        """The bonus's settings with alpha in them."""
+        return replace(self.bonus, weight=self.reward.alpha)
 
     @property
     def block_steps(self) -> int:

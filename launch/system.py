@@ -97,6 +97,7 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
     """
     from actors.evaluator_actor import EvaluatorActor
     from actors.rollout_actor import RolloutActor
+    from learner.drqv2 import policy_config
     from learner.learner_actor import LearnerActor
     from learner.replay_actor import ReplayShard
     from learner.weights_actor import WeightStore
@@ -106,17 +107,15 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
     retried = {"max_restarts": -1, "max_task_retries": -1}
     restarted = {"max_restarts": -1, "max_task_retries": 0}
     weights = ray.remote(WeightStore).options(name="weights", num_cpus=0, **retried).remote()
-    frame_shape = (settings.env.render.height_px, settings.env.render.width_px, 3)
+    resolution_px, action_dim = settings.env.render.height_px, settings.env.action_dim
     shards = [
         ray.remote(ReplayShard)
         .options(name=f"replay-{i}", num_cpus=cluster.shard_cpus, max_concurrency=1, **retried)
         .remote(
             str(folder / "replay" / f"shard_{i}"),
-            asdict(settings.replay),
-            frame_shape,
-            settings.env.action_dim,
-            settings.reward.sparse_weight,
-            settings.reward.learned_weight if settings.reward.frozen else 0.0,
+            asdict(settings.replay_config),
+            resolution_px,
+            action_dim,
         )
         for i in range(cluster.num_shards)
     ]
@@ -146,21 +145,18 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
         ray.remote(LearnerActor)
         .options(name="learner", num_cpus=cluster.learner_cpus, num_gpus=cluster.learner_gpus, **restarted)
         .remote(
+            resolution_px=resolution_px,
+            action_dim=action_dim,
             agent=asdict(settings.agent),
-            bonus=asdict(settings.bonus),
-            obs_shape=frame_shape,
-            action_dim=settings.env.action_dim,
-            bonus_weight=settings.reward.alpha,
-            shard_names=[f"replay-{i}" for i in range(cluster.num_shards)],
-            weight_store_name="weights",
-            publish_every_updates=settings.publish_every_updates,
-            prefetch_batches=settings.prefetch_batches,
+            bonus=asdict(settings.bonus_config),
+            learner=asdict(settings.learner),
+            shards=[f"replay-{i}" for i in range(cluster.num_shards)],
+            weight_store="weights",
             seed=seed,
             device="cuda" if cluster.learner_gpus > 0 else "cpu",
-            num_threads=cluster.learner_threads,
         )
     )
-    policy = {"agent": asdict(settings.agent), "obs_shape": frame_shape, "action_dim": settings.env.action_dim}
+    policy = policy_config(settings.agent, resolution_px, action_dim)
     rollouts = [
         ray.remote(RolloutActor)
         .options(name=f"rollout-{i}", num_cpus=cluster.rollout_cpus, **restarted)
@@ -169,11 +165,13 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
             policy_factory="learner.policy:build_policy",
             policy_config=policy,
             weight_store_name="weights",
-            schedule=settings.agent.stddev_schedule,
+            seed=seed,
             num_envs=settings.rollout.envs_per_actor,
             weight_refresh_steps=settings.rollout.weight_refresh_steps,
-            num_expl_steps=settings.rollout.num_expl_steps,
-            seed=seed,
+            num_expl_steps=settings.agent.num_expl_steps,
+            stddev_start=settings.agent.stddev_start,
+            stddev_end=settings.agent.stddev_end,
+            stddev_duration_steps=settings.agent.stddev_duration_steps,
             num_threads=cluster.rollout_threads,
         )
         for i in range(settings.rollout.num_actors)
@@ -187,6 +185,7 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
             policy_config=policy,
             weight_store_name="weights",
             seed=seed,
+            num_envs=settings.rollout.envs_per_actor,
             num_threads=cluster.rollout_threads,
         )
     )

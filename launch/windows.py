@@ -17,20 +17,21 @@ class RecentEpisodes:
     def __init__(self, window: int) -> None:
         self._successes: deque[float] = deque(maxlen=window)
         self._env_returns: deque[float] = deque(maxlen=window)
+        self._dense_returns: deque[float] = deque(maxlen=window)
         self._learned_returns: deque[float] = deque(maxlen=window)
         self._weight_version = 0
         self._episodes = 0
         self._reported = 0
 
-    def add(self, meta: Mapping[str, Any], acknowledgement: Mapping[str, Any]) -> None:
-        """Takes the meta data of one block and what its shard acknowledged."""
+    def add(self, meta: Mapping[str, Any], learned_returns: Sequence[float]) -> None:
+        """Takes the meta data of one block and the sums of its episodes' learned rewards."""
         for episode in meta["episodes"]:
             self._episodes += 1
             self._successes.append(float(episode["success"]))
             self._env_returns.append(episode["env_return"])
+            self._dense_returns.append(episode["dense_return"])
             self._weight_version = episode["weight_version"]
-        learned: Sequence[float] = acknowledgement.get("learned_returns") or ()
-        self._learned_returns.extend(learned)
+        self._learned_returns.extend(learned_returns)
 
     def is_new(self) -> bool:
         """Whether episodes came in since the last call of `metrics`."""
@@ -45,6 +46,7 @@ class RecentEpisodes:
             "episodes": self._episodes,
             "episode_success": sum(self._successes) / len(self._successes),
             "env_return": sum(self._env_returns) / len(self._env_returns),
+            "dense_return": sum(self._dense_returns) / len(self._dense_returns),
             "rollout_weight_version": self._weight_version,
         }
         if self._learned_returns:

@@ -15,6 +15,7 @@ class CodecTrainingConfig:
         epochs: Passes over the training frames, used where `train_steps` is None.
         batch_frames: Frames a step.
         learning_rate: Of Adam, > 0, for codec and discriminator.
+        warmup_steps: Steps of linear warm-up, at least 0 (paper: 0).
         learning_rate_decay: "none", or "cosine" down to zero over the whole training.
         adam_beta1: Of Adam, in [0, 1).
         adam_beta2: Of Adam, in [0, 1).
@@ -43,6 +44,7 @@ class CodecTrainingConfig:
     epochs: int = 200
     batch_frames: int = 32
     learning_rate: float = 1e-4
+    warmup_steps: int = 0
     learning_rate_decay: str = "none"
     adam_beta1: float = 0.5
     adam_beta2: float = 0.9
@@ -74,7 +76,7 @@ class CodecTrainingConfig:
             raise ValueError(f"codec training train_steps={self.train_steps} must be at least 1, or null")
         for name in (
             *("reconstruction_weight", "motion_weight", "perceptual_weight", "disc_weight"),
-            *("disc_start_step", "disc_adaptive_scale", "revive_every_steps", "seed"),
+            *("warmup_steps", "disc_start_step", "disc_adaptive_scale", "revive_every_steps", "seed"),
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"codec training {name}={getattr(self, name)} must not be negative")

@@ -211,7 +211,7 @@ class _CodecRun:
         return metrics
 
     def _set_learning_rate(self) -> None:
-        rate = self.config.learning_rate
+        rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         if self.config.learning_rate_decay == "cosine":
             rate *= 0.5 * (1.0 + math.cos(math.pi * self.step / self.total_steps))
         for optimiser in filter(None, (self.optimiser, self.disc_optimiser)):

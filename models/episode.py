@@ -37,7 +37,9 @@ class Episode:
     def __post_init__(self) -> None:
         steps = len(self.actions)
         if steps < 1:
-            raise ValueError(f"episode {self.episode_id!r} has no steps; an episode needs at least one action")
+            raise ValueError(
+                f"episode {self.episode_id!r} has no steps; an episode needs at least one action"
+            )
         if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:
             raise ValueError(
                 f"episode {self.episode_id!r}: frames must be (T+1, H, W, 3) uint8, "

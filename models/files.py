@@ -50,4 +50,6 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); it may be half written: make it again") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); it may be half written: make it again"
+        ) from error

@@ -1,7 +1,7 @@
 """Video datasets on disk: one folder per (task, mode) with an index and one npz per episode.
 
-    <folder>/index.json            what the videos are and how they were rendered
-    <folder>/episodes/000000.npz   frames, actions, env_rewards, discounts, successes
+<folder>/index.json            what the videos are and how they were rendered
+<folder>/episodes/000000.npz   frames, actions, env_rewards, discounts, successes
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class RenderSettings:
         if self.quality not in ("fast", "full"):
             raise ValueError(f"render quality {self.quality!r} is unknown; use 'fast' or 'full'")
         if self.height_px < 8 or self.width_px < 8:
-            raise ValueError(f"frames of {self.height_px}x{self.width_px} pixels are too small; use at least 8x8")
+            raise ValueError(
+                f"frames of {self.height_px}x{self.width_px} pixels are too small; use at least 8x8"
+            )
 
     def require_same(self, other: RenderSettings, mine: str, theirs: str) -> None:
         """Refuses a mismatch, naming each key that differs.

@@ -1,0 +1,55 @@
+"""A tiny reward model made with the real verbs, once for all tests that need one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The same networks as anywhere, as small as they get; rewards mean nothing, everything else is real.
+TINY = [
+    "task=door-close",
+    "env.episode_steps=20",
+    "codec_training.train_steps=30",
+    "codec_training.validate_every_steps=30",
+    "video.num_layers=1",
+    "video.width=32",
+    "video.num_heads=2",
+    "video_training.train_steps=30",
+    "video_training.validate_every_steps=30",
+    "video_training.validation_windows=64",
+]
+
+
+def run_verb(verb: str, *overrides: str, check: bool = True, timeout_s: float = 240) -> subprocess.CompletedProcess:
+    """Runs `python launch/<verb>.py`, as a user would."""
+    done = subprocess.run(
+        [sys.executable, f"launch/{verb}.py", *overrides],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    if check:
+        assert done.returncode == 0, f"{verb} {overrides}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Folder with data/expert, data/random, codec and video of a tiny reward model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    common = [o for o in TINY if o.startswith(("task", "env"))]
+    run_verb("collect", *common, "env.episode_steps=60", "episodes=10", f"out={folder}/data/expert")
+    run_verb("collect", *common, "behaviour=random", "episodes=2", "validation_every=0", f"out={folder}/data/random")
+    pretrain = [o for o in TINY if not o.startswith("env")] + [f"data={folder}/data/expert", "device=cpu", "threads=2"]
+    run_verb("pretrain", *pretrain, "stage=codec", f"out={folder}/codec")
+    run_verb("pretrain", *pretrain, "stage=video", f"codec_checkpoint={folder}/codec", f"out={folder}/video")
+    return folder

@@ -1,0 +1,68 @@
+"""Every task, reward, preset and cluster composes into valid settings."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from actors.envs.registry import task_names
+from launch.cli import UsageError, build, compose, group_options
+from launch.settings import train_settings
+from models.codec_training import CodecTrainingConfig
+from models.video_training import VideoTrainingConfig
+from models.vqdiffusion.config import VQDiffusionConfig
+from models.vqgan import VQGANConfig
+
+
+def test_every_task_has_a_config():
+    assert set(group_options("task")) == set(task_names())
+
+
+@pytest.mark.parametrize(("task", "preset"), itertools.product(group_options("task"), group_options("preset")))
+def test_task_times_preset_times_reward(task, preset):
+    for reward in group_options("reward"):
+        config = compose("train", [f"task={task}", f"preset={preset}", f"reward={reward}"])
+        settings = train_settings(config)
+        assert (settings.env.task, settings.reward.name) == (task, reward)
+
+
+@pytest.mark.parametrize("cluster", group_options("cluster"))
+def test_clusters(cluster):
+    assert train_settings(compose("train", [f"cluster={cluster}"])).cluster.sync == (cluster == "sync")
+
+
+@pytest.mark.parametrize("preset", group_options("preset"))
+def test_pretraining_presets(preset):
+    config = compose("pretrain", [f"preset={preset}"])
+    codec = build(VQGANConfig, config.codec)
+    video = build(VQDiffusionConfig, config.video)
+    build(CodecTrainingConfig, config.codec_training)
+    build(VideoTrainingConfig, config.video_training)
+    assert (video.num_codes, video.latent_size) == (codec.num_codes, codec.latent_size)
+
+
+def test_paper_preset_is_the_paper():
+    settings = train_settings(compose("train", ["preset=paper"]))
+    agent = settings.agent
+    assert (agent.batch_size, agent.hidden_dim, agent.feature_dim, agent.lr) == (256, 1024, 50, 1e-4)
+    assert (settings.reward.alpha, settings.limiter.updates_per_step) == (0.95, 0.5)
+    assert (settings.frame_reward.estimator, settings.frame_reward.clip_low) == ("chain", None)
+    assert (settings.env.action_repeat, settings.env.render.quality) == (3, "full")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.alpha=1.5", "alpha must be in [0, 1], got 1.5"),
+        ("limiter.tolerance_steps=5", "smaller than one block"),
+        ("rollout.num_actors=0", "num_actors must be at least 1"),
+        ("eval_videos=99", "eval_videos must be in"),
+        ("cluster.num_reward_actors=0", "num_reward_actors"),
+        ("agent.batch_size=many", "agent.batch_size must be int, got 'many'"),
+    ],
+)
+def test_bad_values_are_refused(override, message):
+    with pytest.raises(UsageError) as caught:
+        train_settings(compose("train", [override]))
+    assert message in str(caught.value)

@@ -1,0 +1,166 @@
+"""Training on Ray as a user runs it: kill it, resume it, stop it, evaluate it, repeat it exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch.conftest import ROOT, run_verb
+
+SMALL = [
+    "task=door-close",
+    "env.episode_steps=20",
+    "eval_episodes=2",
+    "eval_every_agent_steps=400",
+    "agent.num_expl_steps=80",
+    "agent.hidden_dim=32",
+    "agent.batch_size=16",
+    "limiter.min_steps=80",
+    "limiter.tolerance_steps=80",
+    "replay.capacity_transitions=5000",
+    "rollout.episodes_per_block=1",
+    "rollout.envs_per_actor=1",
+    "updates_per_call=10",
+    "checkpoint_every_s=2",
+    "log_every_s=1",
+    "console=lines",
+]
+
+
+def start(*overrides: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "launch/train.py", *overrides],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        start_new_session=True,
+    )
+
+
+def rows(run: Path, phase: str) -> list[dict]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if row["phase"] == phase]
+
+
+def wait_until(condition, process: subprocess.Popen, timeout_s: float = 120) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline_s, "timed out"
+        time.sleep(0.1)
+
+
+def actor_process(process: subprocess.Popen, name: str) -> psutil.Process:
+    """The worker process of a Ray actor of this run, by the name that Ray gives the process."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            title = " ".join(child.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if title.startswith("ray::") and name in title:
+            return child
+    raise AssertionError(f"no process of {name}")
+
+
+def stored_ids(run: Path) -> list[str]:
+    """Ids of all episodes that the shards of a run ever acknowledged, in order, from their journals."""
+    from learner.replay import journalled_ids
+
+    return [name for shard in sorted((run / "replay").iterdir()) for name in journalled_ids(shard)]
+
+
+def test_kill_resume_evaluate(tiny, tmp_path):
+    run = tmp_path / "run"
+    first = start(*SMALL, f"reward.checkpoint={tiny}/video", "total_agent_steps=4000", f"out={run}")
+    wait_until(lambda: any(row["updates"] > 50 for row in rows(run, "train")), first)
+    time.sleep(2.5)  # At least one checkpoint with updates.
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = stored_ids(run)
+    done_steps = 20 * len(before)
+    assert before and len(set(before)) == len(before)
+
+    total = done_steps + 400
+    run_verb("train", f"resume={run}", f"total_agent_steps={total}")
+    after = stored_ids(run)
+    assert after[: len(before)] == before
+    assert len(set(after)) == len(after)
+    last = rows(run, "train")[-1]
+    assert last["agent_steps"] == 20 * len(after) == total
+    assert last["updates"] == (total - 80) // 2
+    assert last["frames"] == 3 * total
+    assert rows(run, "eval")[-1]["agent_steps"] == total
+    assert {"critic_loss", "learned_return", "episode_success"} <= last.keys()
+
+    out = tmp_path / "evaluation"
+    run_verb("evaluate", f"run={run}", "episodes=2", "videos=1", f"out={out}")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["episodes"] == 2 and summary["agent_steps"] == total
+    assert summary["success_low"] <= summary["success_rate"] <= summary["success_high"]
+    assert [p.suffix for p in out.glob("*.mp4")] == [".mp4"]
+
+    refused = run_verb("train", f"resume={run}", "agent.lr=0.5", check=False)
+    assert refused.returncode == 2 and "agent.lr" in refused.stderr
+
+
+def test_dead_processes_are_replaced_and_no_episode_is_lost_or_doubled(tiny, tmp_path):
+    run = tmp_path / "run"
+    process = start(*SMALL, f"reward.checkpoint={tiny}/video", "total_agent_steps=2400", f"out={run}")
+    wait_until(lambda: any(row["updates"] > 20 for row in rows(run, "train")), process)
+    for name in ("RolloutActor", "RewardActor", "ReplayShard", "LearnerActor"):
+        seen = rows(run, "train")[-1]["updates"]
+        victim = actor_process(process, name)
+        os.kill(victim.pid, signal.SIGKILL)
+        time.sleep(1.0)
+        count = len(rows(run, "train"))
+        wait_until(
+            lambda count=count, seen=seen: len(rows(run, "train")) > count + 1 or process.poll() is not None
+            or rows(run, "train")[-1]["updates"] > seen + 100,
+            process,
+        )
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    ids = stored_ids(run)
+    assert len(set(ids)) == len(ids) == 2400 // 20
+    last = rows(run, "train")[-1]
+    assert last["agent_steps"] == 2400
+    assert last["updates"] == (2400 - 80) // 2
+    assert last["recoveries"] >= 2
+    assert any("learner restarted" in row["event"] for row in rows(run, "event"))
+
+
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
+    run = tmp_path / "run"
+    process = start(*SMALL, "reward=sparse", "total_agent_steps=100000", "checkpoint_every_s=1000", f"out={run}")
+    wait_until(lambda: any(row["updates"] > 10 for row in rows(run, "train")), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert f"resume={run}" in output
+    latest = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text()
+    counters = json.loads((latest / "counters.json").read_text())
+    assert counters["updates"] > 10
+
+
+@pytest.mark.parametrize("reward", ["rnd"])
+def test_synchronous_runs_with_one_seed_are_identical(tmp_path, reward):
+    def run(name: str) -> list[dict]:
+        folder = tmp_path / name
+        run_verb("train", *SMALL, f"reward={reward}", "cluster=sync", "total_agent_steps=300", f"out={folder}")
+        timing = ("wall_s", "evaluation_wall_s")
+        return [{k: v for k, v in row.items() if k not in timing} for row in rows(folder, "train") + rows(folder, "eval")]
+
+    one, two = run("one"), run("two")
+    assert len(one) > 5 and one[-1]["agent_steps"] == 300
+    assert one == two
