@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,12 @@ class Evaluator:
         self._envs = [make_env(env_config) for _ in range(num_envs)]
 
     def evaluate(
-        self, policy: Policy, episodes: int, seed: int, weight_version: int = NO_VERSION
+        self,
+        policy: Policy,
+        episodes: int,
+        seed: int,
+        weight_version: int = NO_VERSION,
+        on_progress: Callable[[int], None] | None = None,
     ) -> EvaluationResult:
         """Runs the mean action of a policy.
 
@@ -116,6 +121,7 @@ class Evaluator:
             seed: Base of the scenes (`actors.seeding`, purpose "evaluation"): the same seed gives the same scenes to
                 every policy, and none of them is met in training or in videos.
             weight_version: For the record.
+            on_progress: Called with the number of finished episodes.
         """
         if episodes < 1:
             raise ValueError(f"episodes is {episodes}, expected 1 or more")
@@ -132,6 +138,8 @@ class Evaluator:
                 _pick(seeds, wave),
                 lambda frames: policy.act(frames, None, rng),
             )
+            if on_progress is not None:
+                on_progress(len(recorders))
         return EvaluationResult(
             task=self._env_config.task,
             weight_version=weight_version,

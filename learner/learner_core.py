@@ -50,6 +50,24 @@ class LearnerConfig:
                 )
 
 
+def load_actor_weights(folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:
+    """The policy in a checkpoint, for evaluation without a learner.
+
+    Args:
+        folder: Folder that `Learner.save` wrote into.
+
+    Returns:
+        Updates done, and the weights as `Policy.load` takes them.
+
+    Raises:
+        FileNotFoundError: if there is no `learner.pt`.
+    """
+    state = torch.load(Path(folder) / FILE_NAME, map_location="cpu", weights_only=True)
+    networks = {part: state["agent"][part] for part in ("encoder", "actor")}
+    weights = {f"{part}.{name}": value.numpy() for part, names in networks.items() for name, value in names.items()}
+    return state["updates"], weights
+
+
 class Learner:
     """Owns the agent, its optimisers and the bonus; counts updates.
 
