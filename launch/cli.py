@@ -174,13 +174,19 @@ def help_text(verb: str, description: str) -> str:
     return "\n".join(lines)
 
 
-def main(verb: str, description: str, run: Callable[[DictConfig], int | None]) -> None:
+def main(
+    verb: str,
+    description: str,
+    run: Callable[[DictConfig], int | None],
+    expand: Callable[[list[str]], list[str]] = list,
+) -> None:
     """Entry point of a script: parse, compose, run; user errors end with exit code 2 and one message.
 
     Args:
         verb: Root config name.
         description: Shown by `--help`.
         run: Called with the composed config; may return an exit code.
+        expand: Rewrites the overrides before they are composed.
     """
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
@@ -189,7 +195,10 @@ def main(verb: str, description: str, run: Callable[[DictConfig], int | None]) -
     show_config = "--cfg" in arguments
     overrides = [a for a in arguments if a != "--cfg"]
     try:
+        overrides = expand(overrides)
         config = compose(verb, overrides)
+        if "overrides" in config:
+            config.overrides = overrides
         if show_config:
             print(OmegaConf.to_yaml(config))
             return

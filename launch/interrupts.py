@@ -11,7 +11,8 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
@@ -20,8 +21,3 @@ class StopFlag:
 
     def __bool__(self) -> bool:
         return self.reason is not None
-
-    def restore(self) -> None:
-        """Puts the former handlers back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

@@ -13,6 +13,7 @@ from launch.failures import describe, is_process_failure
 from launch.run_folder import RunFolder
 
 RECOVERY_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 60.0
 
 
 class LearnerLink:
@@ -66,13 +67,19 @@ class LearnerLink:
         self.updates = int(ray.get(self._actor.load.remote(str(checkpoint))))
 
     def save(self, folder: Path) -> None:
-        """Saves into `folder` after the calls in flight, recovering a dead learner first."""
+        """Saves into `folder` after the calls in flight, recovering a dead learner first.
+
+        Raises:
+            RuntimeError: if the learner does not answer or cannot save.
+        """
         while self.in_flight:
-            ready, _ = ray.wait(list(self.in_flight), num_returns=1)
+            ready, _ = ray.wait(list(self.in_flight), num_returns=1, timeout=ANSWER_TIMEOUT_S)
+            if not ready:
+                raise RuntimeError(f"the learner did not answer within {ANSWER_TIMEOUT_S:.0f} s; is Ray still running?")
             self.handle(ready[0])
         for attempt in range(3):
             try:
-                ray.get(self._actor.save.remote(str(folder), self.updates))
+                ray.get(self._actor.save.remote(str(folder), self.updates), timeout=ANSWER_TIMEOUT_S)
                 return
             except ray.exceptions.RayError as error:
                 if attempt == 2:
@@ -88,24 +95,26 @@ class LearnerLink:
         return self._actor.publish.remote()
 
     def _recover(self, error: BaseException) -> None:
-        if not is_process_failure(error):
+        is_untrained = self._wait_until_it_answers(error)["state"] == "fresh"
+        # A call that reaches the restarted learner is refused by it; that too means that the process died.
+        if not is_process_failure(error) and not (is_untrained and self.updates > 0):
             raise RuntimeError(f"the learner failed: {describe(error)}") from error
         self.in_flight.clear()  # Everything queued on the dead process is lost or will be repeated.
+        checkpoint = self._folder.latest_checkpoint()
+        if is_untrained:
+            if checkpoint is None:
+                raise RuntimeError("the learner died before the first checkpoint") from error
+            self.load(checkpoint)
+        self._on_recovery(f"learner restarted after {describe(error)}; continues at update {self.updates}")
+
+    def _wait_until_it_answers(self, error: BaseException) -> dict[str, Any]:
         deadline_s = time.monotonic() + RECOVERY_TIMEOUT_S
         while True:
             try:
-                state = ray.get(self._actor.ping.remote(), timeout=RECOVERY_TIMEOUT_S)
-                break
+                return ray.get(self._actor.ping.remote(), timeout=RECOVERY_TIMEOUT_S)
             except ray.exceptions.RayError:
                 if time.monotonic() > deadline_s:
                     raise RuntimeError(
                         f"the learner did not come back within {RECOVERY_TIMEOUT_S:.0f} s after {describe(error)}"
                     ) from error
                 time.sleep(0.2)
-        checkpoint = self._folder.latest_checkpoint()
-        if state["state"] == "fresh":
-            if checkpoint is None:
-                raise RuntimeError("the learner died before the first checkpoint") from error
-            self.load(checkpoint)
-            self.publish()
-        self._on_recovery(f"learner restarted after {describe(error)}; continues at update {self.updates}")

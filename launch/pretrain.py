@@ -10,6 +10,7 @@ An unfinished output folder is resumed, a finished one is never overwritten.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,29 +83,21 @@ def read_all(data: Any) -> list[VideoSet]:
 
     Raises:
         FileNotFoundError: if there are none.
-        UsageError: if the sets are rendered differently.
     """
     roots = list(data) if isinstance(data, (list, tuple, ListConfig)) else [data]
     folders = [folder for root in roots for folder in find_video_folders(absolute_path(str(root), "data"))]
-    videos = [read_videos(folder) for folder in folders]
-    for other in videos[1:]:
-        videos[0].render.require_same(other.render, str(videos[0].folder), str(other.folder))
-        if other.action_repeat != videos[0].action_repeat:
-            raise UsageError(
-                f"{videos[0].folder} has action_repeat={videos[0].action_repeat}, {other.folder} "
-                f"{other.action_repeat}: frames of different spacing cannot be mixed"
-            )
-    return videos
+    return [read_videos(folder) for folder in folders]
 
 
 def _train_codec(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:
     from models.codec_training import CodecTrainingConfig, train_codec
+    from models.video_facts import dataset_facts
     from models.vqgan import VQGANConfig
 
     training = build(CodecTrainingConfig, {**config.codec_training, "seed": config.seed}, "codec_training.")
     model = build(VQGANConfig, config.codec, "codec.")
     shown = Shown("codec", ("l1", "validation_l1", "codes_used"))
-    summary = train_codec(training, model, videos, out, device, shown)
+    summary = train_codec(training, model, videos, out, device, shown, extra=dataset_facts(videos))
     print(f"[codec] {summary}")
 
 
@@ -123,14 +116,14 @@ def _train_video(config: DictConfig, videos: list[VideoSet], out: Path, device: 
 
 
 def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:
-    from dataclasses import replace
-
-    from reward_service.config import DiffusionRewardConfig
+    from reward_service.config import MODES, DiffusionRewardConfig
     from reward_service.diffusion_reward import DiffusionReward
     from reward_service.statistics import compute_statistics
 
     base = build(DiffusionRewardConfig, config.frame_reward, "frame_reward.")
-    for mode in ("entropy", "likelihood"):
+    # One forward pass is cheap, so both modes can be used later; the chain costs eleven times as much.
+    modes = MODES if base.estimator == "one_forward" else (base.mode,)
+    for mode in modes:
         reward = DiffusionReward.from_checkpoint(out, replace(base, mode=mode), str(device))
         for task, numbers in compute_statistics(reward, videos, seed=config.seed).items():
             print(

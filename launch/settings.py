@@ -18,13 +18,14 @@ from reward_service.config import DiffusionRewardConfig
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Composition of the total reward: r = (1 - alpha) r_ce + alpha r_bonus + sparse_weight r_sparse.
+    """Composition of the total reward: r = (1 - alpha) learned_scale r_ce + alpha r_bonus + sparse_weight r_sparse.
 
     Attributes:
         name: Name shown in logs.
         frozen: Kind of frozen reward ("diffusion"), or None to train without one.
         checkpoint: Folder of the reward model; needed if `frozen` is set.
         alpha: Weight of the exploration bonus, in [0, 1].
+        learned_scale: Factor on the standardised and clipped learned reward; 1 in the paper.
         sparse_weight: Weight of the environment's sparse reward.
     """
 
@@ -32,6 +33,7 @@ class RewardSettings:
     frozen: str | None = None
     checkpoint: str | None = None
     alpha: float = 0.95
+    learned_scale: float = 1.0
     sparse_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -45,8 +47,8 @@ class RewardSettings:
 
     @property
     def learned_weight(self) -> float:
-        """Weight of the frozen, learned reward: 1 - alpha."""
-        return 1.0 - self.alpha
+        """Weight of the frozen, learned reward: (1 - alpha) learned_scale."""
+        return (1.0 - self.alpha) * self.learned_scale
 
 
 @dataclass(frozen=True)

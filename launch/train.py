@@ -26,14 +26,20 @@ from launch.settings import TrainSettings, train_settings
 
 def main() -> None:
     """Entry point of `python launch/train.py`."""
-    overrides = sys.argv[1:]
-    resumed = [o for o in overrides if o.startswith("resume=") and o != "resume=null"]
-    if resumed:
-        # A resumed run starts from its own overrides, so that only deliberate changes differ.
-        run = RunFolder.open(absolute_path(resumed[-1].partition("=")[2], "resume"))
-        saved = [o for o in run.config().overrides if not o.startswith(("out=", "resume="))]
-        sys.argv[1:] = [*saved, *overrides]
-    cli.main("train", __doc__ or "", run_training)
+    cli.main("train", __doc__ or "", run_training, with_overrides_of_the_run)
+
+
+def with_overrides_of_the_run(overrides: list[str]) -> list[str]:
+    """Puts the resumed run's own overrides in front, so that only deliberate changes differ.
+
+    Raises:
+        UsageError: if `resume=` does not name a run folder.
+    """
+    resumed = [o.partition("=")[2] for o in overrides if o.startswith("resume=")]
+    if not resumed or resumed[-1] == "null":
+        return overrides
+    run = RunFolder.open(absolute_path(resumed[-1], "resume"))
+    return [o for o in run.config().overrides if not o.startswith(("out=", "resume="))] + overrides
 
 
 def run_training(config: DictConfig) -> int:
@@ -45,7 +51,6 @@ def run_training(config: DictConfig) -> int:
     Returns:
         0 when finished, 0 after a clean stop by Ctrl-C or SIGTERM as well.
     """
-    config.overrides = [a for a in sys.argv[1:] if "=" in a]
     if config.reward.checkpoint is not None:
         config.reward.checkpoint = str(absolute_path(config.reward.checkpoint, "reward.checkpoint"))
     settings = train_settings(config)
@@ -97,10 +102,10 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
     from launch.metrics import MetricsLog
     from launch.system import build_system, require_resources, start_ray
 
-    stop = StopFlag()
     view = TrainingView(f"{settings.env.task}  reward={settings.reward.name}  {folder.path}", settings.console)
     try:
         start_ray(settings.cluster, namespace=f"drr-{folder.path.name}-{time.time_ns():x}")
+        stop = StopFlag()  # After Ray, which puts its own handler on SIGTERM.
         require_resources(settings)
         view.event(f"Ray is up with {ray.cluster_resources().get('CPU', 0):g} CPUs; starting actors")
         system = build_system(settings, folder.path)
@@ -115,7 +120,6 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
     finally:
         view.close()
         ray.shutdown()
-        stop.restore()
     return 0
 
 
