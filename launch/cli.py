@@ -61,7 +61,9 @@ def _check_key(key: str, base: DictConfig) -> None:
     tails = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
     hint = " or ".join(repr(k) for k in dict.fromkeys(tails[:3] + near))
-    raise UsageError(f"unknown key {key!r}; " + (f"did you mean {hint}? " if hint else "") + "`--help` lists every key")
+    raise UsageError(
+        f"unknown key {key!r}; " + (f"did you mean {hint}? " if hint else "") + "`--help` lists every key"
+    )
 
 
 def _verb_groups(verb: str) -> list[str]:
@@ -101,10 +103,14 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
         if not separator:
             raise UsageError(f"argument {override!r} is not of the form key=value; see --help")
         if key.startswith(("+", "~")):
-            raise UsageError(f"argument {override!r}: '+' and '~' are not supported, every key is known beforehand")
+            raise UsageError(
+                f"argument {override!r}: '+' and '~' are not supported, every key is known beforehand"
+            )
         if key in groups and value not in group_options(key):
             raise UsageError(f"unknown {key} {value!r}; {suggest(value, group_options(key))}")
-    chosen = {o.partition("=")[0]: o for o in overrides if o.partition("=")[0] in groups}  # the last one counts
+    chosen = {
+        o.partition("=")[0]: o for o in overrides if o.partition("=")[0] in groups
+    }  # the last one counts
     try:
         config = _compose(verb, list(chosen.values()))
         parser = OverridesParser.create()
@@ -157,7 +163,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if float in options and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     plain = {int, float, str, bool}
-    if plain & set(options) and value is not None and not any(isinstance(value, o) for o in plain & set(options)):
+    if (
+        plain & set(options)
+        and value is not None
+        and not any(isinstance(value, o) for o in plain & set(options))
+    ):
         expected = " or ".join(sorted(o.__name__ for o in plain & set(options)))
         raise UsageError(f"{path} must be {expected}, got {value!r}")
     return value

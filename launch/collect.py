@@ -1,7 +1,7 @@
 """Collects videos: of the expert (successes only), or of behaviours that a reward must tell from it.
 
-    python launch/collect.py task=door-close episodes=20
-    python launch/collect.py task=door-close behaviour=random episodes=20 validation_every=0
+python launch/collect.py task=door-close episodes=20
+python launch/collect.py task=door-close behaviour=random episodes=20 validation_every=0
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from omegaconf import DictConfig
 from actors.envs.registry import EnvConfig
 from launch import cli
 from launch.cli import UsageError, build
-from launch.progress import Progress
 from launch.paths import absolute_path
+from launch.progress import Progress
 from models.episode import Episode
 from models.videos import write_videos
 
@@ -86,7 +86,8 @@ def collect(config: DictConfig) -> int:
     from actors.envs.gl import describe_gl
 
     facts = describe_gl()
-    print(f"[collect] rendering with {facts.renderer}", flush=True)
+    warning = f". WARNING: {facts.warning}" if facts.warning else ""
+    print(f"[collect] rendering with {facts}{warning}", flush=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     seeds: list[int] = []
@@ -101,7 +102,11 @@ def collect(config: DictConfig) -> int:
             action_repeat=settings.env.action_repeat,
             validation_every=settings.validation_every,
             seeds=seeds,
-            extra={"gl_renderer": facts.renderer, "seed": settings.seed, "episode_steps": settings.env.episode_steps},
+            extra={
+                "gl_renderer": facts.renderer,
+                "seed": settings.seed,
+                "episode_steps": settings.env.episode_steps,
+            },
         )
         partial.rename(out)
     except BaseException:

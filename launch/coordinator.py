@@ -268,7 +268,10 @@ class Coordinator:
             "evaluated_at_steps": self._evaluated_at_steps,
             "recoveries": self.recoveries,
             "replay": [
-                {key: s[key] for key in ("size_transitions", "total_inserted_episodes", "total_inserted_steps")}
+                {
+                    key: s[key]
+                    for key in ("size_transitions", "total_inserted_episodes", "total_inserted_steps")
+                }
                 for s in ray.get([shard.stats.remote() for shard in self.system.shards])
             ],
         }

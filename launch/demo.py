@@ -23,8 +23,8 @@ from rich.table import Table
 
 from launch import cli
 from launch.cli import UsageError
-from launch.run_folder import RunFolder
 from launch.paths import absolute_path
+from launch.run_folder import RunFolder
 from models.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,13 @@ class Demo:
         expert = f"videos={out}/data/expert"
         self._step(
             "expert videos",
-            ["collect", *common, f"episodes={config.expert_episodes}", f"seed={config.seed}", f"out={out}/data/expert"],
+            [
+                "collect",
+                *common,
+                f"episodes={config.expert_episodes}",
+                f"seed={config.seed}",
+                f"out={out}/data/expert",
+            ],
         )
         for behaviour in OTHERS:
             self._step(
@@ -109,7 +115,13 @@ class Demo:
         )
         self._step(
             "evaluation",
-            ["evaluate", f"run={out}/run", f"episodes={config.final_episodes}", "videos=3", f"out={out}/evaluation"],
+            [
+                "evaluate",
+                f"run={out}/run",
+                f"episodes={config.final_episodes}",
+                "videos=3",
+                f"out={out}/evaluation",
+            ],
         )
 
     def _step(self, name: str, arguments: list[str]) -> None:
@@ -135,17 +147,24 @@ class Demo:
                 f"{row['auc_per_episode']:.2f} per episode, {row['auc_per_frame']:.2f} per frame",
             )
         before = evaluations[0]
-        table.add_row("success before training", f"{before['success_rate']:.0%} of {before['episodes']} episodes")
+        table.add_row(
+            "success before training", f"{before['success_rate']:.0%} of {before['episodes']} episodes"
+        )
         table.add_row(
             "success after training",
             f"{evaluation['success_rate']:.0%} of {evaluation['episodes']} episodes "
             f"[95 %: {evaluation['success_low']:.0%} to {evaluation['success_high']:.0%}]",
         )
-        table.add_row("agent steps, frames, updates", f"{last['agent_steps']:,}, {last['frames']:,}, {last['updates']:,}")
+        table.add_row(
+            "agent steps, frames, updates",
+            f"{last['agent_steps']:,}, {last['frames']:,}, {last['updates']:,}",
+        )
         table.add_row("agent steps/s", _mean(training, "agent_steps_per_s"))
         table.add_row("updates/s", _mean(training, "updates_per_s"))
         table.add_row("reward frames/s (while computing)", _mean(training, "reward_frames_per_s"))
-        table.add_row("time", f"{total_s:.0f} s: " + ", ".join(f"{s.name} {s.seconds:.0f} s" for s in self.steps))
+        table.add_row(
+            "time", f"{total_s:.0f} s: " + ", ".join(f"{s.name} {s.seconds:.0f} s" for s in self.steps)
+        )
         table.add_row("run folder", str(self.out / "run"))
         table.add_row("videos", str(self.out / "evaluation"))
         table.add_row("TensorBoard", f"{Path(sys.executable).parent / 'tensorboard'} --logdir {self.out}")

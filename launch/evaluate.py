@@ -1,6 +1,6 @@
 """Evaluates the newest checkpoint of a run: success rate with a 95 % interval, and videos with the learned reward.
 
-    python launch/evaluate.py run=runs/<run> episodes=10
+python launch/evaluate.py run=runs/<run> episodes=10
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def evaluate_run(config: DictConfig) -> int:
         UsageError: if the run or its checkpoint is missing, the output folder exists, or a number is bad.
     """
     if config.episodes < 1 or not 0 <= config.videos <= config.episodes:
-        raise UsageError(f"got episodes={config.episodes} videos={config.videos}; expected episodes >= 1 and 0 <= videos <= episodes")
+        raise UsageError(
+            f"got episodes={config.episodes} videos={config.videos}; expected episodes >= 1 and 0 <= videos <= episodes"
+        )
     folder = RunFolder.open(absolute_path(str(config.run), "run"))
     settings = train_settings(folder.config())
     checkpoint = folder.latest_checkpoint()
@@ -86,7 +88,9 @@ def roll_out(
     from learner.learner_core import load_actor_weights
     from learner.policy import build_policy
 
-    policy = build_policy(policy_config(settings.agent, settings.env.render.height_px, settings.env.action_dim))
+    policy = build_policy(
+        policy_config(settings.agent, settings.env.render.height_px, settings.env.action_dim)
+    )
     version, weights = load_actor_weights(checkpoint)
     policy.load(weights)
     progress = Progress("evaluate", "episodes")
@@ -109,7 +113,9 @@ def _load_reward(settings: TrainSettings) -> Any:
     from reward_service.contract import reward_class
 
     frozen = reward_class(settings.reward.frozen)
-    return frozen.from_checkpoint(str(settings.reward.checkpoint), asdict(settings.frame_reward), device="cpu")
+    return frozen.from_checkpoint(
+        str(settings.reward.checkpoint), asdict(settings.frame_reward), device="cpu"
+    )
 
 
 def _write_videos(out: Path, settings: TrainSettings, reward: Any, episodes: list[Episode]) -> None:

@@ -40,7 +40,9 @@ class LearnerLink:
 
     def start(self, updates: int, agent_steps: int) -> None:
         """Submits one call of `updates` updates; `agent_steps` sets the stddev of the agent's noise."""
-        expected = self.updates + self.updates_in_flight  # A learner that restarted in between would not know.
+        expected = (
+            self.updates + self.updates_in_flight
+        )  # A learner that restarted in between would not know.
         self.in_flight[self._actor.run_updates.remote(updates, agent_steps, expected)] = updates
 
     def handle(self, ref: Any) -> None:
@@ -75,7 +77,9 @@ class LearnerLink:
         while self.in_flight:
             ready, _ = ray.wait(list(self.in_flight), num_returns=1, timeout=ANSWER_TIMEOUT_S)
             if not ready:
-                raise RuntimeError(f"the learner did not answer within {ANSWER_TIMEOUT_S:.0f} s; is Ray still running?")
+                raise RuntimeError(
+                    f"the learner did not answer within {ANSWER_TIMEOUT_S:.0f} s; is Ray still running?"
+                )
             self.handle(ready[0])
         for attempt in range(3):
             try:

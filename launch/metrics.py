@@ -41,7 +41,9 @@ class MetricsLog:
             counters: agent_steps, frames, updates.
             metrics: Names and values; numbers that are not finite are written as null.
         """
-        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in metrics.items()}
+        clean = {
+            k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in metrics.items()
+        }
         line = {"phase": phase, **counters, "wall_s": round(self.wall_s(), 3), **clean}
         self._file.write(json.dumps(line) + "\n")
         for name, value in clean.items():
@@ -53,15 +55,16 @@ class MetricsLog:
 
     def video(self, name: str, frames: np.ndarray, agent_steps: int, fps: int) -> None:
         """Adds a video, (T, H, W, 3) uint8, to TensorBoard as an animated GIF."""
-        from actors.overlay import gif_bytes
         from tensorboard.compat.proto.summary_pb2 import Summary
+
+        from actors.overlay import gif_bytes
 
         height_px, width_px = frames.shape[1:3]
         image = Summary.Image(
             height=height_px, width=width_px, colorspace=3, encoded_image_string=gif_bytes(frames, fps)
         )
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._writer._get_file_writer().add_summary(summary, agent_steps)  # noqa: SLF001
+        self._writer._get_file_writer().add_summary(summary, agent_steps)
 
     def _gauge(self, name: str, value: float) -> None:
         import ray

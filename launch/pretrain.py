@@ -22,8 +22,8 @@ from omegaconf import DictConfig, ListConfig
 
 from launch import cli
 from launch.cli import UsageError, build, suggest
-from launch.progress import Progress
 from launch.paths import absolute_path
+from launch.progress import Progress
 from models.videos import VideoSet, find_video_folders, read_videos
 
 STAGES = ("codec", "video", "statistics")
@@ -50,9 +50,14 @@ def pretrain(config: DictConfig) -> int:
     videos = read_all(config.data if config.data is not None else f"data/{task}/expert")
     for video in videos:
         kinds = f"{len(video.split('train'))} train, {len(video.split('validation'))} validation"
-        print(f"[{config.stage}] {video.task}: {kinds} {video.mode} videos, {video.render.quality} rendering", flush=True)
+        print(
+            f"[{config.stage}] {video.task}: {kinds} {video.mode} videos, {video.render.quality} rendering",
+            flush=True,
+        )
     default_stage = "video" if config.stage == "statistics" else config.stage
-    out = absolute_path(config.out if config.out is not None else f"checkpoints/{default_stage}/{task}", "out")
+    out = absolute_path(
+        config.out if config.out is not None else f"checkpoints/{default_stage}/{task}", "out"
+    )
     if config.stage == "codec":
         _train_codec(config, videos, out, device)
     elif config.stage == "video":
@@ -72,7 +77,9 @@ def choose_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"unknown device {name!r}; {suggest(str(name), ('auto', 'cpu', 'cuda'))}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda, but torch sees no GPU here; use device=cpu or install a CUDA build of torch")
+        raise UsageError(
+            "device=cuda, but torch sees no GPU here; use device=cpu or install a CUDA build of torch"
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
@@ -105,7 +112,11 @@ def _train_video(config: DictConfig, videos: list[VideoSet], out: Path, device: 
     from models.video_training import VideoTrainingConfig, train_video_model
     from models.vqdiffusion.config import VQDiffusionConfig
 
-    codec = config.codec_checkpoint if config.codec_checkpoint is not None else f"checkpoints/codec/{config.env.task}"
+    codec = (
+        config.codec_checkpoint
+        if config.codec_checkpoint is not None
+        else f"checkpoints/codec/{config.env.task}"
+    )
     training = build(VideoTrainingConfig, {**config.video_training, "seed": config.seed}, "video_training.")
     model = build(VQDiffusionConfig, config.video, "video.")
     shown = Shown("video", ("loss", "validation_loss", "learning_rate"))
@@ -148,7 +159,9 @@ class Shown(Progress):
 
     def __call__(self, done: int, total: int, values: Any = None) -> None:
         """Reports a step with the newest known value of each metric."""
-        self._values |= {k: v for k, v in (values or {}).items() if k in self._names and isinstance(v, (int, float))}
+        self._values |= {
+            k: v for k, v in (values or {}).items() if k in self._names and isinstance(v, (int, float))
+        }
         super().__call__(done, total, self._values)
 
 

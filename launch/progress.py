@@ -31,7 +31,10 @@ class Progress:
             return
         self._last_s = now_s
         rate = (done - self._first) / max(now_s - self._start_s, 1e-9)
-        eta = f"  eta {(total - done) / rate:,.0f} s" if 0 < rate and done < total else ""
+        eta = f"  eta {(total - done) / rate:,.0f} s" if rate > 0 and done < total else ""
         numbers = "".join(f"  {name} {format_value(float(value))}" for name, value in (values or {}).items())
         speed = f"  {rate:,.1f} {self._unit}/s" if rate > 0 else ""
-        print(f"[{self._label}] {done / max(total, 1):4.0%}  {done:,}/{total:,}{numbers}{speed}{eta}", flush=True)
+        print(
+            f"[{self._label}] {done / max(total, 1):4.0%}  {done:,}/{total:,}{numbers}{speed}{eta}",
+            flush=True,
+        )

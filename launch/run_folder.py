@@ -1,11 +1,11 @@
 """The run folder: config, metrics, checkpoints; created once, resumed safely, never overwritten.
 
-    <run>/config.yaml        the composed configuration
-    <run>/metrics.jsonl      one JSON object a line: phase, agent_steps, frames, updates, wall_s, metrics
-    <run>/tensorboard/       the same, and videos
-    <run>/checkpoints/       step_000012000/ ..., LATEST names the newest whole one
-    <run>/videos/            evaluation videos with the learned reward under the picture
-    <run>/replay/            the durable replay shards
+<run>/config.yaml        the composed configuration
+<run>/metrics.jsonl      one JSON object a line: phase, agent_steps, frames, updates, wall_s, metrics
+<run>/tensorboard/       the same, and videos
+<run>/checkpoints/       step_000012000/ ..., LATEST names the newest whole one
+<run>/videos/            evaluation videos with the learned reward under the picture
+<run>/replay/            the durable replay shards
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class RunFolder:
         """
         folder = cls(path)
         if not (folder.path / "config.yaml").is_file():
-            raise UsageError(f"{folder.path} is not a run folder: config.yaml is missing; expected one made by train.py")
+            raise UsageError(
+                f"{folder.path} is not a run folder: config.yaml is missing; expected one made by train.py"
+            )
         return folder
 
     def config(self) -> DictConfig:

@@ -1,7 +1,7 @@
 """Scores videos with a learned reward: a CSV row per frame, a plot, and how well it tells two sets apart.
 
-    python launch/score.py checkpoint=checkpoints/video/door-close videos=data/door-close/expert split=validation
-    python launch/score.py videos=data/door-close/expert split=validation against=[data/door-close/random,frozen]
+python launch/score.py checkpoint=checkpoints/video/door-close videos=data/door-close/expert split=validation
+python launch/score.py videos=data/door-close/expert split=validation against=[data/door-close/random,frozen]
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from omegaconf import DictConfig, ListConfig
 
 from launch import cli
 from launch.cli import UsageError, build, suggest
-from launch.pretrain import choose_device
 from launch.paths import absolute_path
+from launch.pretrain import choose_device
 from models.files import write_json
 from models.videos import SPLITS, VideoSet, read_videos
 
@@ -57,7 +57,9 @@ def score(config: DictConfig) -> int:
     kind, checkpoint = str(config.reward), config.checkpoint
     if kind not in reward_names():
         if not Path(kind).is_dir():
-            raise UsageError(f"reward={kind} is neither a reward nor a folder; {suggest(kind, reward_names())}")
+            raise UsageError(
+                f"reward={kind} is neither a reward nor a folder; {suggest(kind, reward_names())}"
+            )
         kind, checkpoint = "diffusion", kind
     videos = read_videos(absolute_path(str(config.videos), "videos"))
     checkpoint = absolute_path(checkpoint or f"checkpoints/video/{videos.task}", "checkpoint")
@@ -66,12 +68,15 @@ def score(config: DictConfig) -> int:
     if out.exists():
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
     settings = build(DiffusionRewardConfig, config.frame_reward, "frame_reward.")
-    reward = reward_class(kind).from_checkpoint(checkpoint, asdict(settings), str(choose_device(config.device)))
+    reward = reward_class(kind).from_checkpoint(
+        checkpoint, asdict(settings), str(choose_device(config.device))
+    )
     reward.check_environment(videos.render, videos.action_repeat, videos.task)
 
     first = score_set(reward, videos, config.split, int(config.seed))
     others = [
-        score_other(reward, source, videos, config.split, int(config.seed)) for source in _sources(config.against)
+        score_other(reward, source, videos, config.split, int(config.seed))
+        for source in _sources(config.against)
     ]
     out.mkdir(parents=True)
     write_csv(out / "rewards.csv", [first, *others])
@@ -88,7 +93,9 @@ def _sources(against: Any) -> list[str]:
     return [str(a) for a in against] if isinstance(against, (list, tuple, ListConfig)) else [str(against)]
 
 
-def score_set(reward: Any, videos: VideoSet, split: str, seed: int, corruption: str | None = None) -> ScoredSet:
+def score_set(
+    reward: Any, videos: VideoSet, split: str, seed: int, corruption: str | None = None
+) -> ScoredSet:
     """Scores a video set, or a corruption of its frames.
 
     Args:
@@ -106,7 +113,9 @@ def score_set(reward: Any, videos: VideoSet, split: str, seed: int, corruption: 
 
     episodes = videos.episodes if split == "all" else videos.split(split)
     if not episodes:
-        raise UsageError(f"{videos.folder} has no video in split={split}; use split=all, or collect with validation_every=5")
+        raise UsageError(
+            f"{videos.folder} has no video in split={split}; use split=all, or collect with validation_every=5"
+        )
     frames = [e.frames if corruption is None else CORRUPTIONS[corruption](e.frames) for e in episodes]
     ids = tuple(e.episode_id for e in episodes)
     rewards = reward.score(frames, [videos.task] * len(frames), [episode_seed(i, seed) for i in ids])
@@ -125,7 +134,9 @@ def score_other(reward: Any, source: str, videos: VideoSet, split: str, seed: in
         return score_set(reward, videos, split, seed, corruption=source)
     other = read_videos(absolute_path(source, "against"))
     if other.task != videos.task:
-        raise UsageError(f"{other.folder} shows {other.task}, {videos.folder} shows {videos.task}; compare one task")
+        raise UsageError(
+            f"{other.folder} shows {other.task}, {videos.folder} shows {videos.task}; compare one task"
+        )
     videos.render.require_same(other.render, str(videos.folder), str(other.folder))
     return score_set(reward, other, "all", seed)
 

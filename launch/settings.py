@@ -83,6 +83,8 @@ class ClusterSettings:
         sync: One rollout and no overlap: two runs with one seed give identical metrics.
         num_shards: Replay shards.
         num_reward_actors: Reward actors (0 is allowed only without a frozen reward).
+        egl_devices: GPUs that rollout actors and the evaluator render on, by index and in turn; None leaves
+            the choice to EGL.
         *_cpus, *_gpus: Resources of one actor of that kind (fractions allowed).
         *_threads: Torch threads of one actor of that kind.
         start_timeout_s: How long an actor may take to start before the run gives up.
@@ -103,6 +105,7 @@ class ClusterSettings:
     reward_threads: int = 1
     evaluator_cpus: float = 1.0
     shard_cpus: float = 0.0
+    egl_devices: tuple[int, ...] | None = None
     start_timeout_s: float = 120.0
     object_store_bytes: int | None = None
     include_dashboard: bool = False
@@ -160,7 +163,9 @@ class TrainSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.eval_videos > self.eval_episodes or self.eval_videos < 0:
-            raise ValueError(f"eval_videos must be in [0, eval_episodes={self.eval_episodes}], got {self.eval_videos}")
+            raise ValueError(
+                f"eval_videos must be in [0, eval_episodes={self.eval_episodes}], got {self.eval_videos}"
+            )
         if self.cluster.sync and self.rollout.num_actors != 1:
             raise ValueError(f"cluster.sync needs rollout.num_actors=1, got {self.rollout.num_actors}")
         if self.limiter.tolerance_steps < self.block_steps:

@@ -45,7 +45,9 @@ def start_ray(cluster: ClusterSettings, namespace: str) -> None:
     }
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Loopback only; no token left in the home directory.
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "disabled"
+        )  # Loopback only; no token left in the home directory.
         ray.init(
             "local",
             include_dashboard=cluster.include_dashboard,
@@ -172,6 +174,7 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
             stddev_start=settings.agent.stddev_start,
             stddev_end=settings.agent.stddev_end,
             stddev_duration_steps=settings.agent.stddev_duration_steps,
+            egl_device=_egl_device(cluster, i),
             num_threads=cluster.rollout_threads,
         )
         for i in range(settings.rollout.num_actors)
@@ -187,6 +190,7 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
             seed=seed,
             num_envs=settings.rollout.envs_per_actor,
             num_threads=cluster.rollout_threads,
+            egl_device=_egl_device(cluster, settings.rollout.num_actors),
         )
     )
     system = System(weights, shards, rewards, learner, rollouts, evaluator)
@@ -194,8 +198,16 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
     return system
 
 
+def _egl_device(cluster: ClusterSettings, number: int) -> int | None:
+    return cluster.egl_devices[number % len(cluster.egl_devices)] if cluster.egl_devices else None
+
+
 def _wait_until_ready(system: System, timeout_s: float) -> None:
-    named = [("the weight store", system.weights), ("the learner", system.learner), ("the evaluator", system.evaluator)]
+    named = [
+        ("the weight store", system.weights),
+        ("the learner", system.learner),
+        ("the evaluator", system.evaluator),
+    ]
     named += [(f"replay shard {i}", actor) for i, actor in enumerate(system.shards)]
     named += [(f"reward actor {i}", actor) for i, actor in enumerate(system.rewards)]
     named += [(f"rollout actor {i}", actor) for i, actor in enumerate(system.rollouts)]

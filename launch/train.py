@@ -1,8 +1,8 @@
 """Trains a policy with Ray: rollout actors, reward actors, replay shards, one DrQ-v2 learner.
 
-    python launch/train.py task=door-close reward=diffusion reward.checkpoint=<folder> preset=laptop
-    python launch/train.py resume=<run folder>
-    ray job submit --working-dir . -- python launch/train.py task=door-close out=/abs/path ...
+python launch/train.py task=door-close reward=diffusion reward.checkpoint=<folder> preset=laptop
+python launch/train.py resume=<run folder>
+ray job submit --working-dir . -- python launch/train.py task=door-close out=/abs/path ...
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ if __package__ in (None, ""):  # Run as a script: import from the project root, 
 from omegaconf import DictConfig
 
 from launch import cli
-
-from launch.run_folder import RunFolder
 from launch.paths import absolute_path
+from launch.run_folder import RunFolder
 from launch.settings import TrainSettings, train_settings
 
 
@@ -77,7 +76,9 @@ def check_reward_model(settings: TrainSettings) -> None:
 
 def _run_folder(config: DictConfig, settings: TrainSettings) -> tuple[RunFolder, float]:
     if config.resume is None:
-        name = f"{settings.env.task}_{settings.reward.name}_seed{settings.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+        name = (
+            f"{settings.env.task}_{settings.reward.name}_seed{settings.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+        )
         out = absolute_path(config.out if config.out is not None else f"runs/{name}", "out")
         return RunFolder.create(out, config), 0.0
     folder = RunFolder.open(absolute_path(config.resume, "resume"))
@@ -102,13 +103,19 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
     from launch.metrics import MetricsLog
     from launch.system import build_system, require_resources, start_ray
 
-    view = TrainingView(f"{settings.env.task}  reward={settings.reward.name}  {folder.path}", settings.console)
+    view = TrainingView(
+        f"{settings.env.task}  reward={settings.reward.name}  {folder.path}", settings.console
+    )
     try:
         start_ray(settings.cluster, namespace=f"drr-{folder.path.name}-{time.time_ns():x}")
         stop = StopFlag()  # After Ray, which puts its own handler on SIGTERM.
         require_resources(settings)
         view.event(f"Ray is up with {ray.cluster_resources().get('CPU', 0):g} CPUs; starting actors")
         system = build_system(settings, folder.path)
+        gl = ray.get(system.rollouts[0].describe_gl.remote())
+        view.event(
+            f"rendering with {gl['renderer']}" + (f". WARNING: {gl['warning']}" if gl["warning"] else "")
+        )
         log = MetricsLog(folder.path, wall_offset_s)
         try:
             outcome = Coordinator(settings, system, folder, log, view, stop).run()
@@ -125,5 +132,3 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
 
 if __name__ == "__main__":
     main()
-
-

@@ -64,7 +64,9 @@ def load_actor_weights(folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:
     """
     state = torch.load(Path(folder) / FILE_NAME, map_location="cpu", weights_only=True)
     networks = {part: state["agent"][part] for part in ("encoder", "actor")}
-    weights = {f"{part}.{name}": value.numpy() for part, names in networks.items() for name, value in names.items()}
+    weights = {
+        f"{part}.{name}": value.numpy() for part, names in networks.items() for name, value in names.items()
+    }
     return state["updates"], weights
 
 

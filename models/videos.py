@@ -125,8 +125,7 @@ def write_videos(
     records: list[dict[str, Any]] = []
     for number, episode in enumerate(episodes):
         name = f"episodes/{number:06d}.npz"
-        arrays = episode.arrays()
-        write_atomic(folder / name, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
+        _write_arrays(folder / name, episode)
         is_validation = validation_every > 0 and number % validation_every == validation_every - 1
         records.append(
             {
@@ -150,6 +149,10 @@ def write_videos(
     }
     write_json(folder / "index.json", index)
     return len(records)
+
+
+def _write_arrays(path: Path, episode: Episode) -> None:
+    write_atomic(path, lambda file: np.savez_compressed(file, **episode.arrays()))
 
 
 def read_videos(folder: str | Path) -> VideoSet:

@@ -26,7 +26,9 @@ TINY = [
 ]
 
 
-def run_verb(verb: str, *overrides: str, check: bool = True, timeout_s: float = 240) -> subprocess.CompletedProcess:
+def run_verb(
+    verb: str, *overrides: str, check: bool = True, timeout_s: float = 240
+) -> subprocess.CompletedProcess:
     """Runs `python launch/<verb>.py`, as a user would."""
     done = subprocess.run(
         [sys.executable, f"launch/{verb}.py", *overrides],
@@ -48,8 +50,19 @@ def tiny(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     common = [o for o in TINY if o.startswith(("task", "env"))]
     run_verb("collect", *common, "env.episode_steps=60", "episodes=10", f"out={folder}/data/expert")
-    run_verb("collect", *common, "behaviour=random", "episodes=2", "validation_every=0", f"out={folder}/data/random")
-    pretrain = [o for o in TINY if not o.startswith("env")] + [f"data={folder}/data/expert", "device=cpu", "threads=2"]
+    run_verb(
+        "collect",
+        *common,
+        "behaviour=random",
+        "episodes=2",
+        "validation_every=0",
+        f"out={folder}/data/random",
+    )
+    pretrain = [o for o in TINY if not o.startswith("env")] + [
+        f"data={folder}/data/expert",
+        "device=cpu",
+        "threads=2",
+    ]
     run_verb("pretrain", *pretrain, "stage=codec", f"out={folder}/codec")
     run_verb("pretrain", *pretrain, "stage=video", f"codec_checkpoint={folder}/codec", f"out={folder}/video")
     return folder

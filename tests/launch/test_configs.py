@@ -19,7 +19,9 @@ def test_every_task_has_a_config():
     assert set(group_options("task")) == set(task_names())
 
 
-@pytest.mark.parametrize(("task", "preset"), itertools.product(group_options("task"), group_options("preset")))
+@pytest.mark.parametrize(
+    ("task", "preset"), itertools.product(group_options("task"), group_options("preset"))
+)
 def test_task_times_preset_times_reward(task, preset):
     for reward in group_options("reward"):
         config = compose("train", [f"task={task}", f"preset={preset}", f"reward={reward}"])

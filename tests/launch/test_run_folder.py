@@ -16,12 +16,14 @@ def make(tmp_path):
 
 
 def save(folder, step, keep=2):
-    return folder.save_checkpoint(step, lambda p: (p / "learner.pt").write_text(str(step)), {"agent_steps": step}, keep)
+    return folder.save_checkpoint(
+        step, lambda p: (p / "learner.pt").write_text(str(step)), {"agent_steps": step}, keep
+    )
 
 
 def test_an_existing_folder_is_refused(tmp_path):
     folder = make(tmp_path)
-    with pytest.raises(UsageError, match="already exists.*resume="):
+    with pytest.raises(UsageError, match=r"already exists.*resume="):
         RunFolder.create(folder.path, OmegaConf.create(CONFIG))
 
 

@@ -129,8 +129,11 @@ def test_dead_processes_are_replaced_and_no_episode_is_lost_or_doubled(tiny, tmp
         time.sleep(1.0)
         count = len(rows(run, "train"))
         wait_until(
-            lambda count=count, seen=seen: len(rows(run, "train")) > count + 1 or process.poll() is not None
-            or rows(run, "train")[-1]["updates"] > seen + 100,
+            lambda count=count, seen=seen: (
+                len(rows(run, "train")) > count + 1
+                or process.poll() is not None
+                or rows(run, "train")[-1]["updates"] > seen + 100
+            ),
             process,
         )
     output, _ = process.communicate(timeout=200)
@@ -146,7 +149,9 @@ def test_dead_processes_are_replaced_and_no_episode_is_lost_or_doubled(tiny, tmp
 
 def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
-    process = start(*SMALL, "reward=sparse", "total_agent_steps=100000", "checkpoint_every_s=1000", f"out={run}")
+    process = start(
+        *SMALL, "reward=sparse", "total_agent_steps=100000", "checkpoint_every_s=1000", f"out={run}"
+    )
     wait_until(lambda: any(row["updates"] > 10 for row in rows(run, "train")), process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -161,9 +166,14 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
 def test_synchronous_runs_with_one_seed_are_identical(tmp_path, reward):
     def run(name: str) -> list[dict]:
         folder = tmp_path / name
-        run_verb("train", *SMALL, f"reward={reward}", "cluster=sync", "total_agent_steps=300", f"out={folder}")
+        run_verb(
+            "train", *SMALL, f"reward={reward}", "cluster=sync", "total_agent_steps=300", f"out={folder}"
+        )
         timing = ("wall_s", "evaluation_wall_s")
-        return [{k: v for k, v in row.items() if k not in timing} for row in rows(folder, "train") + rows(folder, "eval")]
+        return [
+            {k: v for k, v in row.items() if k not in timing}
+            for row in rows(folder, "train") + rows(folder, "eval")
+        ]
 
     one, two = run("one"), run("two")
     assert len(one) > 5 and one[-1]["agent_steps"] == 300
