@@ -152,7 +152,8 @@ def write_videos(
 
 
 def _write_arrays(path: Path, episode: Episode) -> None:
-    write_atomic(path, lambda file: np.savez_compressed(file, **episode.arrays()))
+    arrays: dict[str, Any] = episode.arrays()
+    write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def read_videos(folder: str | Path) -> VideoSet:
