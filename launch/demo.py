@@ -57,72 +57,53 @@ class Demo:
         Raises:
             RuntimeError: naming the command that failed.
         """
-        config, out = self.config, self.out
-        common = [f"task={config.env.task}", f"preset={config.preset_name}"]
-        expert = f"videos={out}/data/expert"
-        self._step(
-            "expert videos",
-            [
-                "collect",
-                *common,
-                f"episodes={config.expert_episodes}",
-                f"seed={config.seed}",
-                f"out={out}/data/expert",
-            ],
-        )
+        self._collect()
+        self._pretrain()
+        self._train()
+
+    @property
+    def _common(self) -> list[str]:
+        return [f"task={self.config.env.task}", f"preset={self.config.preset_name}"]
+
+    def _collect(self) -> None:
+        config, data = self.config, self.out / "data"
+        expert = [f"episodes={config.expert_episodes}", f"seed={config.seed}", f"out={data}/expert"]
+        self._step("expert videos", ["collect", *self._common, *expert])
         for behaviour in OTHERS:
-            self._step(
-                f"{behaviour} videos",
-                [
-                    "collect",
-                    *common,
-                    f"behaviour={behaviour}",
-                    f"episodes={config.other_episodes}",
-                    "validation_every=0",
-                    f"seed={config.seed + 1}",
-                    f"out={out}/data/{behaviour}",
-                ],
-            )
-        data = [f"data={out}/data/expert", f"seed={config.seed}"]
-        self._step("codec", ["pretrain", *common, "stage=codec", *data, f"out={out}/codec"])
+            other = [
+                f"behaviour={behaviour}",
+                f"episodes={config.other_episodes}",
+                "validation_every=0",
+                f"seed={config.seed + 1}",
+                f"out={data}/{behaviour}",
+            ]
+            self._step(f"{behaviour} videos", ["collect", *self._common, *other])
+
+    def _pretrain(self) -> None:
+        out, data = self.out, self.out / "data"
+        given = [*self._common, f"data={data}/expert", f"seed={self.config.seed}"]
+        self._step("codec", ["pretrain", *given, "stage=codec", f"out={out}/codec"])
         self._step(
             "video model",
-            ["pretrain", *common, "stage=video", *data, f"codec_checkpoint={out}/codec", f"out={out}/video"],
+            ["pretrain", *given, "stage=video", f"codec_checkpoint={out}/codec", f"out={out}/video"],
         )
-        against = ",".join([*(f"{out}/data/{b}" for b in OTHERS), "frozen"])
+        against = ",".join([*(f"{data}/{behaviour}" for behaviour in OTHERS), "frozen"])
+        videos = [f"videos={data}/expert", "split=validation", f"against=[{against}]"]
         self._step(
-            "reward quality",
-            [
-                "score",
-                *common,
-                f"checkpoint={out}/video",
-                expert,
-                "split=validation",
-                f"against=[{against}]",
-                f"out={out}/score",
-            ],
+            "reward quality", ["score", *self._common, f"checkpoint={out}/video", *videos, f"out={out}/score"]
         )
+
+    def _train(self) -> None:
+        config, out = self.config, self.out
+        reward = [f"reward={config.reward_name}"]
+        if config.reward_name == "diffusion":
+            reward.append(f"reward.checkpoint={out}/video")
         self._step(
             "reinforcement learning",
-            [
-                "train",
-                *common,
-                f"reward={config.reward_name}",
-                *([f"reward.checkpoint={out}/video"] if config.reward_name == "diffusion" else []),
-                f"seed={config.seed}",
-                f"out={out}/run",
-            ],
+            ["train", *self._common, *reward, f"seed={config.seed}", f"out={out}/run"],
         )
-        self._step(
-            "evaluation",
-            [
-                "evaluate",
-                f"run={out}/run",
-                f"episodes={config.final_episodes}",
-                "videos=3",
-                f"out={out}/evaluation",
-            ],
-        )
+        final = [f"episodes={config.final_episodes}", "videos=3", f"out={out}/evaluation"]
+        self._step("evaluation", ["evaluate", f"run={out}/run", *final])
 
     def _step(self, name: str, arguments: list[str]) -> None:
         command = [f"launch/{arguments[0]}.py", *arguments[1:]]
@@ -165,10 +146,15 @@ class Demo:
         table.add_row(
             "time", f"{total_s:.0f} s: " + ", ".join(f"{s.name} {s.seconds:.0f} s" for s in self.steps)
         )
-        table.add_row("run folder", str(self.out / "run"))
-        table.add_row("videos", str(self.out / "evaluation"))
-        table.add_row("TensorBoard", f"{Path(sys.executable).parent / 'tensorboard'} --logdir {self.out}")
         return table
+
+    def places(self) -> str:
+        """Where to look next; plain lines, so that long paths stay whole."""
+        tensorboard = Path(sys.executable).parent / "tensorboard"
+        return (
+            f"run folder   {self.out / 'run'}\nvideos       {self.out / 'evaluation'}\n"
+            f"TensorBoard  {tensorboard} --logdir {self.out}"
+        )
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> str:
@@ -191,7 +177,8 @@ def run_demo(config: DictConfig) -> int:
     demo = Demo(config, out)
     demo.run()
     print()
-    Console(soft_wrap=True).print(demo.table(time.monotonic() - start_s))
+    Console().print(demo.table(time.monotonic() - start_s))
+    print(demo.places())
     return 0
 
 

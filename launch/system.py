@@ -87,6 +87,12 @@ def require_resources(settings: TrainSettings) -> None:
             )
 
 
+# A dead reward actor or shard is replaced and its calls are repeated by Ray; the other actors are replaced too, but
+# the driver decides what to do about a call that was lost.
+RETRIED = {"max_restarts": -1, "max_task_retries": -1}
+RESTARTED = {"max_restarts": -1, "max_task_retries": 0}
+
+
 def build_system(settings: TrainSettings, folder: Path) -> System:
     """Creates every actor and waits until all answer.
 
@@ -97,105 +103,128 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
     Raises:
         RuntimeError: naming the actor that does not start, and why.
     """
-    from actors.evaluator_actor import EvaluatorActor
-    from actors.rollout_actor import RolloutActor
-    from learner.drqv2 import policy_config
-    from learner.learner_actor import LearnerActor
-    from learner.replay_actor import ReplayShard
     from learner.weights_actor import WeightStore
-    from reward_service.reward_actor import RewardActor
 
-    cluster, seed = settings.cluster, settings.seed
-    retried = {"max_restarts": -1, "max_task_retries": -1}
-    restarted = {"max_restarts": -1, "max_task_retries": 0}
-    weights = ray.remote(WeightStore).options(name="weights", num_cpus=0, **retried).remote()
-    resolution_px, action_dim = settings.env.render.height_px, settings.env.action_dim
-    shards = [
+    system = System(
+        weights=ray.remote(WeightStore).options(name="weights", num_cpus=0, **RETRIED).remote(),
+        shards=_shards(settings, folder),
+        rewards=_rewards(settings) if settings.reward.frozen else [],
+        learner=_learner(settings),
+        rollouts=_rollouts(settings),
+        evaluator=_evaluator(settings),
+    )
+    _wait_until_ready(system, settings.cluster.start_timeout_s)
+    return system
+
+
+def _shards(settings: TrainSettings, folder: Path) -> list[Any]:
+    from learner.replay_actor import ReplayShard
+
+    return [
         ray.remote(ReplayShard)
-        .options(name=f"replay-{i}", num_cpus=cluster.shard_cpus, max_concurrency=1, **retried)
+        .options(name=f"replay-{i}", num_cpus=settings.cluster.shard_cpus, max_concurrency=1, **RETRIED)
         .remote(
             str(folder / "replay" / f"shard_{i}"),
             asdict(settings.replay_config),
-            resolution_px,
-            action_dim,
+            settings.env.render.height_px,
+            settings.env.action_dim,
         )
-        for i in range(cluster.num_shards)
+        for i in range(settings.cluster.num_shards)
     ]
-    rewards = []
-    if settings.reward.frozen:
-        device = "cuda" if cluster.reward_gpus > 0 else "cpu"
-        rewards = [
-            ray.remote(RewardActor)
-            .options(
-                name=f"reward-{i}",
-                num_cpus=cluster.reward_cpus,
-                num_gpus=cluster.reward_gpus,
-                max_concurrency=256,
-                **retried,
-            )
-            .remote(
-                settings.reward.checkpoint,
-                asdict(settings.frame_reward),
-                kind=settings.reward.frozen,
-                device=device,
-                num_threads=cluster.reward_threads,
-                seed=seed,
-            )
-            for i in range(cluster.num_reward_actors)
-        ]
-    learner = (
-        ray.remote(LearnerActor)
-        .options(name="learner", num_cpus=cluster.learner_cpus, num_gpus=cluster.learner_gpus, **restarted)
+
+
+def _rewards(settings: TrainSettings) -> list[Any]:
+    from reward_service.reward_actor import RewardActor
+
+    cluster = settings.cluster
+    options = {
+        "num_cpus": cluster.reward_cpus,
+        "num_gpus": cluster.reward_gpus,
+        "max_concurrency": 256,
+        **RETRIED,
+    }
+    return [
+        ray.remote(RewardActor)
+        .options(name=f"reward-{i}", **options)
         .remote(
-            resolution_px=resolution_px,
-            action_dim=action_dim,
+            settings.reward.checkpoint,
+            asdict(settings.frame_reward),
+            kind=settings.reward.frozen,
+            device="cuda" if cluster.reward_gpus > 0 else "cpu",
+            num_threads=cluster.reward_threads,
+            seed=settings.seed,
+        )
+        for i in range(cluster.num_reward_actors)
+    ]
+
+
+def _learner(settings: TrainSettings) -> Any:
+    from learner.learner_actor import LearnerActor
+
+    cluster = settings.cluster
+    options = {"num_cpus": cluster.learner_cpus, "num_gpus": cluster.learner_gpus, **RESTARTED}
+    return (
+        ray.remote(LearnerActor)
+        .options(name="learner", **options)
+        .remote(
+            resolution_px=settings.env.render.height_px,
+            action_dim=settings.env.action_dim,
             agent=asdict(settings.agent),
             bonus=asdict(settings.bonus_config),
             learner=asdict(settings.learner),
             shards=[f"replay-{i}" for i in range(cluster.num_shards)],
             weight_store="weights",
-            seed=seed,
+            seed=settings.seed,
             device="cuda" if cluster.learner_gpus > 0 else "cpu",
         )
     )
-    policy = policy_config(settings.agent, resolution_px, action_dim)
-    rollouts = [
+
+
+def _acting(settings: TrainSettings) -> dict[str, Any]:
+    """What rollout actors and the evaluator have in common."""
+    from learner.drqv2 import policy_config
+
+    return {
+        "env": asdict(settings.env),
+        "policy_factory": "learner.policy:build_policy",
+        "policy_config": policy_config(
+            settings.agent, settings.env.render.height_px, settings.env.action_dim
+        ),
+        "weight_store_name": "weights",
+        "seed": settings.seed,
+        "num_envs": settings.rollout.envs_per_actor,
+        "num_threads": settings.cluster.rollout_threads,
+    }
+
+
+def _rollouts(settings: TrainSettings) -> list[Any]:
+    from actors.rollout_actor import RolloutActor
+
+    agent = settings.agent
+    return [
         ray.remote(RolloutActor)
-        .options(name=f"rollout-{i}", num_cpus=cluster.rollout_cpus, **restarted)
+        .options(name=f"rollout-{i}", num_cpus=settings.cluster.rollout_cpus, **RESTARTED)
         .remote(
-            env=asdict(settings.env),
-            policy_factory="learner.policy:build_policy",
-            policy_config=policy,
-            weight_store_name="weights",
-            seed=seed,
-            num_envs=settings.rollout.envs_per_actor,
+            **_acting(settings),
             weight_refresh_steps=settings.rollout.weight_refresh_steps,
-            num_expl_steps=settings.agent.num_expl_steps,
-            stddev_start=settings.agent.stddev_start,
-            stddev_end=settings.agent.stddev_end,
-            stddev_duration_steps=settings.agent.stddev_duration_steps,
-            egl_device=_egl_device(cluster, i),
-            num_threads=cluster.rollout_threads,
+            num_expl_steps=agent.num_expl_steps,
+            stddev_start=agent.stddev_start,
+            stddev_end=agent.stddev_end,
+            stddev_duration_steps=agent.stddev_duration_steps,
+            egl_device=_egl_device(settings.cluster, i),
         )
         for i in range(settings.rollout.num_actors)
     ]
-    evaluator = (
+
+
+def _evaluator(settings: TrainSettings) -> Any:
+    from actors.evaluator_actor import EvaluatorActor
+
+    return (
         ray.remote(EvaluatorActor)
-        .options(name="evaluator", num_cpus=cluster.evaluator_cpus, **restarted)
-        .remote(
-            env=asdict(settings.env),
-            policy_factory="learner.policy:build_policy",
-            policy_config=policy,
-            weight_store_name="weights",
-            seed=seed,
-            num_envs=settings.rollout.envs_per_actor,
-            num_threads=cluster.rollout_threads,
-            egl_device=_egl_device(cluster, settings.rollout.num_actors),
-        )
+        .options(name="evaluator", num_cpus=settings.cluster.evaluator_cpus, **RESTARTED)
+        .remote(**_acting(settings), egl_device=_egl_device(settings.cluster, settings.rollout.num_actors))
     )
-    system = System(weights, shards, rewards, learner, rollouts, evaluator)
-    _wait_until_ready(system, cluster.start_timeout_s)
-    return system
 
 
 def _egl_device(cluster: ClusterSettings, number: int) -> int | None:
