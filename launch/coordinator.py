@@ -240,7 +240,7 @@ class Coordinator:
         metrics = {**self._recent.metrics(), **self.learner.take_metrics(), "recoveries": self.recoveries}
         rates = self._rates.update(self.log.wall_s(), self.agent_steps, self.learner.updates)
         if not self._is_sync:
-            metrics |= {**rates, **self._reward_metrics()}
+            metrics |= {**rates, **self._reward_metrics(), "batch_wait_s": self.learner.batch_wait_s}
         self.log.row("train", self.counters(), metrics)
         shown = ("episode_success", "learned_return", "critic_loss", "agent_steps_per_s", "updates_per_s")
         view = {**self.counters(), **{k: metrics[k] for k in shown if k in metrics}}

@@ -31,6 +31,7 @@ class LearnerLink:
         self._on_recovery = on_recovery
         self.updates = 0
         self.in_flight: dict[Any, int] = {}
+        self.batch_wait_s = 0.0
         self._metrics: dict[str, float] = {}
 
     @property
@@ -58,7 +59,8 @@ class LearnerLink:
             self._recover(error)
             return
         self.updates = int(answer["updates"])
-        self._metrics |= {**answer["metrics"], "batch_wait_s": answer["batch_wait_s"]}
+        self._metrics |= answer["metrics"]
+        self.batch_wait_s = float(answer["batch_wait_s"])
 
     def take_metrics(self) -> dict[str, float]:
         """Means of the last finished call, by name."""

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 
 from tests.launch.conftest import ROOT, run_verb
 
@@ -162,12 +161,16 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     assert counters["updates"] > 10
 
 
-@pytest.mark.parametrize("reward", ["rnd"])
-def test_synchronous_runs_with_one_seed_are_identical(tmp_path, reward):
+def test_synchronous_runs_with_one_seed_are_identical(tiny, tmp_path):
     def run(name: str) -> list[dict]:
         folder = tmp_path / name
         run_verb(
-            "train", *SMALL, f"reward={reward}", "cluster=sync", "total_agent_steps=300", f"out={folder}"
+            "train",
+            *SMALL,
+            f"reward.checkpoint={tiny}/video",
+            "cluster=sync",
+            "total_agent_steps=300",
+            f"out={folder}",
         )
         timing = ("wall_s", "evaluation_wall_s")
         return [
@@ -177,4 +180,5 @@ def test_synchronous_runs_with_one_seed_are_identical(tmp_path, reward):
 
     one, two = run("one"), run("two")
     assert len(one) > 5 and one[-1]["agent_steps"] == 300
+    assert {"critic_loss", "bonus_loss", "learned_return"} <= max(one, key=len).keys()
     assert one == two
