@@ -11,6 +11,7 @@ import ray
 
 from launch.cli import UsageError
 from launch.failures import get_or_explain
+from launch.ray_access import ray_address
 from launch.settings import ClusterSettings, TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,11 +44,8 @@ def start_ray(cluster: ClusterSettings, namespace: str) -> None:
         "runtime_env": {"env_vars": environment},
         "log_to_driver": True,
     }
-    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = ray_address(cluster.address)
     if address == "local":
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "disabled"
-        )  # Loopback only; no token left in the home directory.
         ray.init(
             "local",
             include_dashboard=cluster.include_dashboard,

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from launch import cli
 from launch.paths import absolute_path
+from launch.ray_access import protect_local_ray
 from launch.run_folder import RunFolder
 from launch.settings import TrainSettings, train_settings
 
@@ -95,6 +96,7 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
         folder: Run folder.
         wall_offset_s: Wall time of the earlier parts of a resumed run.
     """
+    protect_local_ray(settings.cluster.address)
     import ray
 
     from launch.console import TrainingView

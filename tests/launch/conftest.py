@@ -36,7 +36,7 @@ def run_verb(
         capture_output=True,
         text=True,
         timeout=timeout_s,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     if check:

@@ -41,7 +41,6 @@ def start(*overrides: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
         start_new_session=True,
     )
 
