@@ -67,7 +67,12 @@ class Demo:
 
     def _collect(self) -> None:
         config, data = self.config, self.out / "data"
-        expert = [f"episodes={config.expert_episodes}", f"seed={config.seed}", f"out={data}/expert"]
+        expert = [
+            f"episodes={config.expert_episodes}",
+            f"validation_every={config.validation_every}",
+            f"seed={config.seed}",
+            f"out={data}/expert",
+        ]
         self._step("expert videos", ["collect", *self._common, *expert])
         for behaviour in OTHERS:
             other = [
