@@ -44,6 +44,8 @@ def is_process_failure(error: BaseException) -> bool:
 def describe(error: BaseException) -> str:
     """One line that a person can act on."""
     cause = root_cause(error)
+    if "creation task" in str(cause):  # An actor whose constructor raised: the last line names the reason.
+        return str(cause).strip().splitlines()[-1].strip()
     if isinstance(cause, PROCESS_FAILURES):
         return f"a process died ({type(cause).__name__})"
     text = str(cause).strip()

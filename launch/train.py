@@ -17,9 +17,10 @@ if __package__ in (None, ""):  # Run as a script: import from the project root, 
 
 from omegaconf import DictConfig
 
+from actors.envs.gl import check_gl
 from launch import cli
 from launch.paths import absolute_path
-from launch.ray_access import protect_local_ray
+from launch.ray_access import protect_local_ray, ray_address
 from launch.run_folder import RunFolder
 from launch.settings import TrainSettings, train_settings
 
@@ -96,6 +97,8 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
         folder: Run folder.
         wall_offset_s: Wall time of the earlier parts of a resumed run.
     """
+    if ray_address(settings.cluster.address) == "local":
+        check_gl()  # On a cluster the nodes that render may be others than this one.
     protect_local_ray(settings.cluster.address)
     import ray
 
