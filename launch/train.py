@@ -56,6 +56,8 @@ def run_training(config: DictConfig) -> int:
         config.reward.checkpoint = str(absolute_path(config.reward.checkpoint, "reward.checkpoint"))
     settings = train_settings(config)
     check_reward_model(settings)
+    if ray_address(settings.cluster.address) == "local":
+        check_gl()  # On a cluster the nodes that render may be others than this one.
     folder, wall_offset_s = _run_folder(config, settings)
     return train(settings, folder, wall_offset_s)
 
@@ -97,8 +99,6 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
         folder: Run folder.
         wall_offset_s: Wall time of the earlier parts of a resumed run.
     """
-    if ray_address(settings.cluster.address) == "local":
-        check_gl()  # On a cluster the nodes that render may be others than this one.
     protect_local_ray(settings.cluster.address)
     import ray
 
