@@ -71,7 +71,7 @@ def score(config: DictConfig) -> int:
     reward = reward_class(kind).from_checkpoint(
         checkpoint, asdict(settings), str(choose_device(config.device))
     )
-    reward.check_environment(videos.render, videos.action_repeat, videos.task)
+    reward.check_environment(videos.render, videos.action_repeat, videos.task, videos.domain)
 
     first = score_set(reward, videos, config.split, int(config.seed))
     others = [

@@ -75,7 +75,8 @@ def check_reward_model(settings: TrainSettings) -> None:
     model = reward_class(settings.reward.frozen).from_checkpoint(
         str(settings.reward.checkpoint), asdict(settings.frame_reward), device="cpu"
     )
-    model.check_environment(settings.env.render, settings.env.action_repeat, settings.env.task)
+    env = settings.env
+    model.check_environment(env.render, env.action_repeat, env.task, env.domain)
 
 
 def _run_folder(config: DictConfig, settings: TrainSettings) -> tuple[RunFolder, float]:

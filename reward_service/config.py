@@ -1,19 +1,74 @@
-"""Configuration of the frozen diffusion reward."""
+"""Configuration of frozen rewards: what all share, and the diffusion reward's own."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 MODES = ("entropy", "likelihood")
 ESTIMATORS = ("chain", "one_forward")
 POSTERIORS = ("official", "exact")
+# Name under which `statistics_task` finds the statistics pooled over all tasks of a reward model.
+DOMAIN_STATISTICS = "domain"
+Config = TypeVar("Config", bound="FrameRewardConfig")
 
 
 @dataclass(frozen=True)
-class DiffusionRewardConfig:
+class FrameRewardConfig:
+    """What every frozen reward has: raw reward -> standardised -> clipped.
+
+    Attributes:
+        standardise: Whether (raw - mean) / std with the expert statistics of the task is the reward; else it is
+            the raw one.
+        clip_low: Lower bound of the reward, or None. The papers do not clip.
+        clip_high: Upper bound of the reward, or None.
+        statistics_task: Whose mean and standard deviation standardise the rewards: None for each episode's own
+            task, the name of a task, or "domain" for all tasks of the reward model pooled.
+        batch_rows: Frames scored in one network call, 1 or more.
+        batch_frames: Frames encoded by the codec in one call, 1 or more. About 32 is fastest on a CPU, where more
+            no longer fit its cache.
+    """
+
+    standardise: bool = True
+    clip_low: float | None = None
+    clip_high: float | None = None
+    statistics_task: str | None = None
+    batch_rows: int = 64
+    batch_frames: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("batch_rows", "batch_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.clip_low is not None and self.clip_high is not None and not self.clip_low < self.clip_high:
+            raise ValueError(
+                f"clip_low is {self.clip_low}, expected less than clip_high, which is {self.clip_high}"
+            )
+
+    @classmethod
+    def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+        """Builds a config from plain values.
+
+        Raises:
+            ValueError: naming a key that does not exist, with the nearest one that does, or a bad value.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"use one of {known}"
+                raise ValueError(f"unknown key {key!r} of {cls.__name__}; {hint}")
+        return cls(**values)
+
+    def signature(self) -> str:
+        """Key of the statistics: two configs share it only if their raw rewards mean the same."""
+        raise NotImplementedError(f"{type(self).__name__} describes no frozen reward of its own")
+
+
+@dataclass(frozen=True)
+class DiffusionRewardConfig(FrameRewardConfig):
     """How frames are turned into rewards (Diffusion Reward, arXiv 2312.14134). Defaults are the paper's.
 
     Attributes:
@@ -30,13 +85,6 @@ class DiffusionRewardConfig:
         noise: Of the chain: sample (True) or take the most probable token (False).
         likelihood_leak: Of mode=likelihood with the chain: also give the scored frame itself as condition, as the
             published implementation does. For parity only: a frame that is its own condition tells little.
-        clip_low: Lower bound of the standardised reward, or None. The paper does not clip.
-        clip_high: Upper bound of the standardised reward, or None.
-        batch_rows: Frames scored in one network call, 1 or more.
-        batch_frames: Frames encoded by the codec in one call, 1 or more. About 32 is fastest on a CPU, where more
-            no longer fit its cache.
-        statistics_task: Task whose mean and standard deviation standardise every reward, or None for each
-            episode's own task.
     """
 
     mode: str = "entropy"
@@ -46,45 +94,21 @@ class DiffusionRewardConfig:
     num_samples: int = 1
     noise: bool = True
     likelihood_leak: bool = False
-    clip_low: float | None = None
-    clip_high: float | None = None
-    batch_rows: int = 64
-    batch_frames: int = 256
-    statistics_task: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _one_of("mode", self.mode, MODES)
         _one_of("estimator", self.estimator, ESTIMATORS)
         _one_of("posterior", self.posterior, POSTERIORS)
         if self.skip_step < 0:
             raise ValueError(f"skip_step is {self.skip_step}, expected 0 or more")
-        for name in ("num_samples", "batch_rows", "batch_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
-        if self.clip_low is not None and self.clip_high is not None and not self.clip_low < self.clip_high:
-            raise ValueError(
-                f"clip_low is {self.clip_low}, expected less than clip_high, which is {self.clip_high}"
-            )
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples is {self.num_samples}, expected 1 or more")
         if self.likelihood_leak and (self.mode != "likelihood" or self.estimator != "chain"):
             raise ValueError(
                 "likelihood_leak is True, which is allowed only with mode='likelihood' and estimator='chain'; got "
                 f"mode={self.mode!r}, estimator={self.estimator!r}"
             )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DiffusionRewardConfig:
-        """Builds a config from plain values.
-
-        Raises:
-            ValueError: naming a key that does not exist, with the nearest one that does, or a bad value.
-        """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"use one of {known}"
-                raise ValueError(f"unknown key {key!r} of the diffusion reward; {hint}")
-        return cls(**values)
 
     def signature(self) -> str:
         """Key of the statistics: two configs share it only if their raw rewards mean the same."""

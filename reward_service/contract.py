@@ -1,7 +1,8 @@
 """The contract of every frozen reward, and how one is found by name.
 
 A frozen reward turns frames into one reward per frame: inference only, a pure function of (weights, frames, seed).
-To add one named "viper", write `reward_service/viper_reward.py` with a class decorated by `@register("viper")`.
+To add one named "viper", write `reward_service/viper_reward.py` with a class decorated by `@register("viper")`, most
+easily a `StandardisedReward`. Rewards that keep learning are the learner's: `learner/bonus.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
 from models.videos import RenderSettings
+from reward_service.config import FrameRewardConfig
 
 _MODULE_SUFFIX = "_reward"
 _registered: dict[str, type] = {}
@@ -26,12 +28,16 @@ class FrameReward(Protocol):
     """What a frozen reward offers.
 
     Attributes:
+        config_class: Dataclass of the reward's own configuration; the section `frame_reward` takes its keys from it.
         tasks: Tasks whose expert videos the model was trained on.
+        domain: Their domain, for example "metaworld".
         render: How those videos were drawn.
         action_repeat: Simulator frames per video frame.
     """
 
+    config_class: ClassVar[type[FrameRewardConfig]]
     tasks: tuple[str, ...]
+    domain: str
     render: RenderSettings
     action_repeat: int
 
@@ -68,7 +74,7 @@ class FrameReward(Protocol):
         """
         ...
 
-    def check_environment(self, render: RenderSettings, action_repeat: int, task: str) -> None:
+    def check_environment(self, render: RenderSettings, action_repeat: int, task: str, domain: str) -> None:
         """Refuses an environment that the model was not trained for (ValueError)."""
         ...
 

@@ -11,8 +11,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from models.frames import images_to_tensor
-from models.videos import RenderSettings
 from models.vqdiffusion.checkpoint import load_video_model
 from models.vqdiffusion.diffusion import VQDiffusion
 from models.vqgan import VQGAN
@@ -21,13 +19,13 @@ from reward_service.contract import register
 from reward_service.estimators import chain_reward, chain_steps, chain_terms, one_forward_reward
 from reward_service.histories import entropy_history, leaking_history, likelihood_history
 from reward_service.noise import MostProbable, Noise, SeededNoise
-from reward_service.statistics import MeanStd, Statistics
+from reward_service.standardised import StandardisedReward, use_channels_last
 
 MakeNoise = Callable[[Sequence[int], Sequence[int]], Noise]  # (episode lengths, episode seeds) -> noise
 
 
 @register("diffusion")
-class DiffusionReward:
+class DiffusionReward(StandardisedReward):
     """Turns frames into one reward per frame: a pure function of (weights, frames, seed), inference only.
 
     Row t belongs to the time step whose observation is frame t. With mode=entropy it is conditioned on the history
@@ -40,7 +38,13 @@ class DiffusionReward:
         meta: Content of the checkpoint's `config.json`: "tasks", "render", "action_repeat".
         config: How rewards are computed.
         folder: Checkpoint folder; statistics are read from and written to it.
+
+    Attributes:
+        make_noise: Source of the chain's noise; replaceable, to compare with recorded noise.
     """
+
+    config_class = DiffusionRewardConfig
+    config: DiffusionRewardConfig
 
     def __init__(
         self,
@@ -50,19 +54,16 @@ class DiffusionReward:
         config: DiffusionRewardConfig,
         folder: str | Path,
     ) -> None:
-        self.model, self.codec, self.config, self.folder = model, codec, config, Path(folder)
-        _use_channels_last(codec)
-        self.tasks = tuple(_fact(meta, "tasks", folder))
-        self.render = RenderSettings(**_fact(meta, "render", folder))
-        self.action_repeat = int(_fact(meta, "action_repeat", folder))
-        self.resolution = codec.config.resolution_px
+        super().__init__(meta, config, folder, codec.config.resolution_px)
+        self.model, self.codec = model, codec
+        self.make_noise: MakeNoise = self._noise
+        use_channels_last(codec)
         self._steps = chain_steps(model.num_steps, config.skip_step, config.posterior)
         if config.likelihood_leak and model.config.condition_position != "none":
             raise ValueError(
                 "likelihood_leak=True gives one history frame more than the model was trained with, but its "
                 f"condition_position is {model.config.condition_position!r}; use likelihood_leak=False"
             )
-        self.statistics = Statistics.read(self.folder)
 
     @classmethod
     def from_checkpoint(
@@ -87,123 +88,11 @@ class DiffusionReward:
         model, codec, meta = load_video_model(folder, device)
         return cls(model, codec, meta, config, folder)
 
-    def raw(
-        self,
-        frames: Sequence[np.ndarray],
-        seeds: Sequence[int],
-        names: Sequence[str] | None = None,
-        make_noise: MakeNoise | None = None,
-    ) -> list[np.ndarray]:
-        """Rewards before standardisation, in nats per frame.
-
-        Args:
-            frames: One (T_i, H, W, 3) uint8 array per episode.
-            seeds: Seed of each episode's noise.
-            names: Episode names for error messages.
-            make_noise: Another source of noise for the chain than the config's.
-
-        Returns:
-            One (T_i,) float32 array per episode, the same whatever episodes it is scored with (up to the rounding
-            of the matrix products).
-
-        Raises:
-            ValueError: if frames have another type or size than the codec's, or a reward is not finite; it names
-                the episode and the frame.
-        """
-        names = [str(i) for i in range(len(frames))] if names is None else list(names)
-        _require_same_lengths(frames=frames, seeds=seeds, names=names)
-        if not frames:
-            return []
-        for name, video in zip(names, frames):
-            self.check_frames(video, name)
+    def _raw(self, frames: Sequence[np.ndarray], seeds: Sequence[int]) -> list[np.ndarray]:
         lengths = [len(video) for video in frames]
-        with torch.inference_mode():
-            noise = (make_noise or self._noise)(lengths, seeds)
-            rewards = self._score_rows(self._encode(frames), self._histories(lengths), noise)
-        rows = np.split(rewards.cpu().numpy(), np.cumsum(lengths)[:-1])
-        for name, values in zip(names, rows):
-            _require_finite(values, name, "raw reward")
-        return rows
-
-    def score(
-        self,
-        frames: Sequence[np.ndarray],
-        tasks: Sequence[str],
-        seeds: Sequence[int],
-        names: Sequence[str] | None = None,
-    ) -> list[np.ndarray]:
-        """Rewards standardised with the expert statistics of each episode's task, then clipped.
-
-        Args:
-            frames: One (T_i, H, W, 3) uint8 array per episode.
-            tasks: Task of each episode.
-            seeds: Seed of each episode's noise.
-            names: Episode names for error messages.
-
-        Returns:
-            One (T_i,) float32 array per episode, all finite.
-
-        Raises:
-            ValueError: as `raw`, or if the statistics of a task are missing.
-        """
-        _require_same_lengths(frames=frames, tasks=tasks)
-        scales = [self.scale(task) for task in tasks]
-        return [
-            self._standardise(values, scale) for values, scale in zip(self.raw(frames, seeds, names), scales)
-        ]
-
-    def scale(self, task: str) -> MeanStd:
-        """Mean and standard deviation that standardise the rewards of a task.
-
-        Raises:
-            ValueError: if they were not computed.
-        """
-        return self.statistics.lookup(self.config.signature(), self.config.statistics_task or task)
-
-    def reload_statistics(self) -> None:
-        """Reads the statistics of the folder again."""
-        self.statistics = Statistics.read(self.folder)
-
-    def check_environment(self, render: RenderSettings, action_repeat: int, task: str) -> None:
-        """Refuses an environment that this model cannot judge.
-
-        Raises:
-            ValueError: if frames are drawn or spaced differently, or the task has no statistics.
-        """
-        self.render.require_same(render, f"the reward model {self.folder}", "the environment")
-        self.require_action_repeat(action_repeat, "the environment")
-        self.scale(task)
-
-    def require_action_repeat(self, action_repeat: int, theirs: str) -> None:
-        """Refuses frames that are spaced differently than those the model was trained on (ValueError)."""
-        if action_repeat != self.action_repeat:
-            raise ValueError(
-                f"the reward model {self.folder} was trained on videos with action_repeat {self.action_repeat}, but "
-                f"{theirs} has {action_repeat}: motion would look faster or slower than the expert's. Use the same value"
-            )
-
-    def check_frames(self, frames: np.ndarray, name: str) -> None:
-        """Refuses frames that the codec cannot read (ValueError naming the episode)."""
-        expected = (self.resolution, self.resolution, 3)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != expected or not len(frames):
-            raise ValueError(
-                f"episode {name}: the reward model {self.folder} needs frames of shape (T, {self.resolution}, "
-                f"{self.resolution}, 3) uint8 with T > 0, got {frames.shape} {frames.dtype}; render at this size"
-            )
-
-    def _encode(self, frames: Sequence[np.ndarray]) -> Tensor:
-        """Tokens of all frames of all episodes, each frame encoded once: (sum T_i, L) int64."""
-        flat = np.concatenate(frames)
-        size = self.config.batch_frames
-        chunks = (images_to_tensor(flat[i : i + size]) for i in range(0, len(flat), size))
-        return torch.cat(
-            [
-                self.codec.encode_tokens(
-                    chunk.to(self.model.device).contiguous(memory_format=torch.channels_last)
-                )
-                for chunk in chunks
-            ]
-        )
+        noise = self.make_noise(lengths, seeds)
+        rewards = self._score_rows(self.encode(self.codec, frames), self._histories(lengths), noise)
+        return np.split(rewards.cpu().numpy(), np.cumsum(lengths)[:-1])
 
     def _histories(self, lengths: Sequence[int]) -> Tensor:
         """Rows of the token table that each row is conditioned on: (sum T_i, F) int64."""
@@ -250,40 +139,3 @@ class DiffusionReward:
             terms = chain_terms(self.model, condition, self._steps, choose, observed)
             total += chain_reward(terms, self.config.mode)
         return total / self.config.num_samples
-
-    def _standardise(self, raw: np.ndarray, scale: MeanStd) -> np.ndarray:
-        standard = (raw.astype(np.float64) - scale.mean) / scale.std
-        if self.config.clip_low is not None or self.config.clip_high is not None:
-            standard = np.clip(standard, self.config.clip_low, self.config.clip_high)
-        return standard.astype(np.float32)
-
-
-def _use_channels_last(codec: VQGAN) -> None:
-    """Convolutions of few channels run up to twice as fast in this layout on a CPU."""
-    for parameter in codec.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def _fact(meta: Mapping[str, Any], key: str, folder: str | Path) -> Any:
-    if key not in meta:
-        raise ValueError(
-            f"{folder}/config.json has no {key!r}, so its rewards cannot be matched with an environment; it was "
-            "not written by `python launch/pretrain.py stage=video`, train the video model with that"
-        )
-    return meta[key]
-
-
-def _require_same_lengths(**lists: Sequence[Any]) -> None:
-    if len({len(values) for values in lists.values()}) > 1:
-        counts = ", ".join(f"{len(values)} {name}" for name, values in lists.items())
-        raise ValueError(f"expected one of each per episode, got {counts}")
-
-
-def _require_finite(values: np.ndarray, name: str, what: str) -> None:
-    if not np.isfinite(values).all():
-        bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(
-            f"episode {name}, frame {bad}: the {what} is {values[bad]}; rewards must be finite. The weights of the "
-            "video model or its codec are damaged: train again, or use an earlier checkpoint"
-        )

@@ -16,10 +16,11 @@ from models.checkpoints import WEIGHTS_FILE
 from models.episode import Episode
 from models.files import read_json, write_json
 from models.videos import VideoSet
+from reward_service.config import DOMAIN_STATISTICS
 from reward_service.contract import episode_seed
 
 if TYPE_CHECKING:
-    from reward_service.diffusion_reward import DiffusionReward
+    from reward_service.standardised import StandardisedReward
 
 STATISTICS_FILE = "statistics.json"
 MIN_VALIDATION_VIDEOS = 5
@@ -65,8 +66,9 @@ class Statistics:
             there = "; ".join(f"{s}: {sorted(tasks)}" for s, tasks in sorted(self._entries.items())) or "none"
             raise ValueError(
                 f"no reward statistics of task {task!r} for {signature!r} in {self._folder / STATISTICS_FILE}. "
-                f"Available: {there}. Give expert videos of {task!r} and {again}, or name one of these tasks as "
-                "statistics_task (its scale then standardises every reward)"
+                f"Available: {there}. Give expert videos of {task!r} and {again} data=<their folder> "
+                f"out={self._folder}, or say whose scale to use with frame_reward.statistics_task="
+                f"{DOMAIN_STATISTICS} (all tasks of the model pooled) or another task's name"
             )
         if entry["weights"] != self._weights:
             raise ValueError(
@@ -85,11 +87,12 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def compute_statistics(
-    reward: DiffusionReward, videos: Sequence[VideoSet], split: str = "auto", seed: int = 0
+    reward: StandardisedReward, videos: Sequence[VideoSet], split: str = "auto", seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Computes the statistics of every task among the videos and writes them into the reward's folder.
 
-    Entries of other signatures and tasks are kept; the reward uses the new ones from here on.
+    If all tasks of the reward model are among them, also of all pooled, under the name "domain" (for
+    `statistics_task`). Entries of other signatures and tasks are kept; the reward uses the new ones from here on.
 
     Args:
         reward: Read from a checkpoint folder; its config gives the signature.
@@ -115,16 +118,21 @@ def compute_statistics(
             "no videos to compute reward statistics from: give at least one set of expert videos"
         )
     weights = fingerprint(reward.folder)
-    entries = {}
+    entries, raw = {}, {}
     for task, sets in by_task.items():
         used, episodes = _choose(sets, split, task)
-        entries[task] = {**_mean_std(reward, episodes, task, seed), "split": used, "weights": weights}
+        raw[task] = _raw_values(reward, episodes, seed)
+        entries[task] = {**_mean_std(raw[task], f"task {task!r}"), "split": used, "weights": weights}
+    if set(reward.tasks) <= set(raw):
+        pooled = np.concatenate([raw[task] for task in reward.tasks])
+        used = "/".join(sorted({entries[task]["split"] for task in reward.tasks}))
+        entries[DOMAIN_STATISTICS] = {**_mean_std(pooled, "all tasks"), "split": used, "weights": weights}
     _merge(reward.folder, reward.config.signature(), entries)
     reward.reload_statistics()
     return entries
 
 
-def _require_fitting(reward: DiffusionReward, videos: VideoSet) -> None:
+def _require_fitting(reward: StandardisedReward, videos: VideoSet) -> None:
     if videos.mode != "expert":
         raise ValueError(
             f"{videos.folder} holds {videos.mode!r} videos; reward statistics need expert videos"
@@ -133,6 +141,7 @@ def _require_fitting(reward: DiffusionReward, videos: VideoSet) -> None:
         videos.render, f"the reward model {reward.folder}", f"the videos {videos.folder}"
     )
     reward.require_action_repeat(videos.action_repeat, f"the videos {videos.folder}")
+    reward.require_domain(videos.domain, f"the video folder {videos.folder}")
 
 
 def _choose(sets: Sequence[VideoSet], split: str, task: str) -> tuple[str, list[Episode]]:
@@ -147,15 +156,19 @@ def _choose(sets: Sequence[VideoSet], split: str, task: str) -> tuple[str, list[
     return split, episodes
 
 
-def _mean_std(reward: DiffusionReward, episodes: Sequence[Episode], task: str, seed: int) -> dict[str, Any]:
+def _raw_values(reward: StandardisedReward, episodes: Sequence[Episode], seed: int) -> np.ndarray:
+    """Raw rewards of all frames, (N,) float64."""
     names = [episode.episode_id for episode in episodes]
     frames = [episode.frames for episode in episodes]
     raw = reward.raw(frames, [episode_seed(name, seed) for name in names], names)
-    values = np.concatenate(raw).astype(np.float64)
+    return np.concatenate(raw).astype(np.float64)
+
+
+def _mean_std(values: np.ndarray, what: str) -> dict[str, Any]:
     mean, std = float(values.mean()), float(values.std())
     if not std > 1e-6 * max(1.0, abs(mean)):
         raise ValueError(
-            f"all {len(values)} raw rewards of task {task!r} are {mean:.6g}: they cannot be standardised. The video "
+            f"all {len(values)} raw rewards of {what} are {mean:.6g}: they cannot be standardised. The video "
             "model does not react to its history; train it longer, or check the videos"
         )
     return {"mean": mean, "std": std, "frames": len(values)}

@@ -177,13 +177,13 @@ def test_environments_that_do_not_fit_are_refused(own_folder):
     put_statistics(own_folder, FORWARD, **{"door-close": (0.0, 1.0)})
     reward = DiffusionReward.from_checkpoint(own_folder, FORWARD)
     assert (reward.tasks, reward.render, reward.action_repeat) == (("door-close",), RENDER, 3)
-    reward.check_environment(RENDER, 3, "door-close")
+    reward.check_environment(RENDER, 3, "door-close", "metaworld")
     with pytest.raises(ValueError, match="quality: 'fast' against 'full'"):
-        reward.check_environment(RenderSettings(quality="full"), 3, "door-close")
+        reward.check_environment(RenderSettings(quality="full"), 3, "door-close", "metaworld")
     with pytest.raises(ValueError, match="action_repeat 3, but the environment has 2"):
-        reward.check_environment(RENDER, 2, "door-close")
+        reward.check_environment(RENDER, 2, "door-close", "metaworld")
     with pytest.raises(ValueError, match="no reward statistics of task 'hammer'"):
-        reward.check_environment(RENDER, 3, "hammer")
+        reward.check_environment(RENDER, 3, "hammer", "metaworld")
 
 
 def test_incomplete_and_foreign_folders_are_refused(own_folder, tmp_path):

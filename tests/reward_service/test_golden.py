@@ -55,8 +55,9 @@ def test_raw_and_final_reward(networks, io, golden, tmp_path, mode, noise):
     """The whole way from frames to the standardised reward, in chunks smaller than the episode."""
     config = json.loads((golden("diffusion_reward") / "config.json").read_text())
     reward = build(networks, tmp_path, mode, noise)
-    make_noise = (lambda lengths, seeds: GivenUniform(io["uniform"])) if noise else None
-    (raw,) = reward.raw([io["frames_u8"].numpy()], [0], make_noise=make_noise)
+    if noise:
+        reward.make_noise = lambda lengths, seeds: GivenUniform(io["uniform"])
+    (raw,) = reward.raw([io["frames_u8"].numpy()], [0])
     run = f"{mode}_noise{noise}"
     assert raw.shape == (12,) and raw.dtype == np.float32
     close(raw, io[f"{run}/raw_reward"].reshape(12))
@@ -90,7 +91,7 @@ def test_every_step_of_the_chain(networks, io, tmp_path, mode, noise):
 @pytest.mark.parametrize("mode", ["entropy", "likelihood"])
 def test_condition_tokens(networks, io, tmp_path, mode):
     reward = build(networks, tmp_path, mode, 0)
-    tokens = reward._encode([io["frames_u8"].numpy()])
+    tokens = reward.encode(reward.codec, [io["frames_u8"].numpy()])
     np.testing.assert_array_equal(tokens, io["likelihood/content_tokens"])
     history = tokens[reward._histories([12])].reshape(12, -1)
     np.testing.assert_array_equal(history, io[f"{mode}/condition_tokens"])

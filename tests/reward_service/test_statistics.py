@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_other_signatures_and_tasks_stay_in_the_file(reward, tmp_path):
     compute_statistics(reward, [video_set(tmp_path, "door-close"), video_set(tmp_path, "hammer")])
     saved = json.loads((reward.folder / "statistics.json").read_text())
     assert {signature: sorted(tasks) for signature, tasks in saved.items()} == {
-        "entropy/one_forward": ["door-close", "hammer", "reach"],
+        "entropy/one_forward": ["domain", "door-close", "hammer", "reach"],
         "likelihood/one_forward": ["reach"],
     }
     assert set(saved["likelihood/one_forward"]["reach"]) == {"mean", "std", "frames", "split", "weights"}
@@ -102,3 +103,19 @@ def test_rewards_without_spread_are_refused(reward, tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="all 15 raw rewards of task 'door-close' are -7"):
         compute_statistics(reward, [video_set(tmp_path)])
+
+
+def test_domain_statistics_pool_all_tasks_of_the_model(reward, tmp_path):
+    sets = [video_set(tmp_path, "door-close"), video_set(tmp_path, "reach")]
+    entries = compute_statistics(reward, sets)
+    assert reward.tasks == ("door-close",)  # so another task does not count
+    assert entries["domain"]["mean"] == entries["door-close"]["mean"]
+    only_other = compute_statistics(reward, [video_set(tmp_path, "reach")])
+    assert "domain" not in only_other
+    borrowed = type(reward).from_checkpoint(reward.folder, replace(reward.config, statistics_task="domain"))
+    assert borrowed.scale("never-seen") == (entries["domain"]["mean"], entries["domain"]["std"])
+
+
+def test_videos_of_another_domain_are_refused(reward, tmp_path):
+    with pytest.raises(ValueError, match="was trained on 'metaworld' videos .* belongs to domain 'adroit'"):
+        compute_statistics(reward, [replace(video_set(tmp_path), domain="adroit")])
