@@ -14,7 +14,10 @@ HALF_EXPERT_STEPS = 12
 NOISE_STDDEV = 1.0
 
 # Experts by domain: "module:function", (task) -> (low-dimensional state -> action).
-EXPERTS = {"metaworld": "actors.envs.metaworld:expert_policy"}
+EXPERTS = {
+    "metaworld": "actors.envs.metaworld:expert_policy",
+    "adroit": "actors.envs.adroit:expert_policy",
+}
 
 
 class ScriptedExpert:

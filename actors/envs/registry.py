@@ -31,6 +31,7 @@ METAWORLD_UNSEEN_TASKS = (
 )
 # Easy extra: the sparse reward alone solves it in minutes, which makes it a quick check of the whole loop.
 METAWORLD_EXTRA_TASKS = ("drawer-close",)
+ADROIT_PAPER_TASKS = ("adroit-door", "adroit-hammer", "adroit-pen")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ DOMAINS = (
         name="metaworld",
         tasks=dict.fromkeys(METAWORLD_PAPER_TASKS + METAWORLD_UNSEEN_TASKS + METAWORLD_EXTRA_TASKS, 4),
         environment="actors.envs.metaworld:MetaWorldEnv",
+    ),
+    Domain(
+        name="adroit",
+        tasks={"adroit-door": 28, "adroit-hammer": 26, "adroit-pen": 24, "adroit-relocate": 30},
+        environment="actors.envs.adroit:AdroitEnv",
     ),
 )
 
