@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from launch.sections import verb_defaults
+from launch.sections import CHOSEN, SECTIONS, section_class, verb_defaults
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 T = TypeVar("T")
@@ -68,15 +68,35 @@ def _check_key(key: str, base: DictConfig) -> None:
 
 def _verb_groups(verb: str) -> list[str]:
     defaults = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml").get("defaults", [])
-    return [next(iter(entry)) for entry in defaults if not isinstance(entry, str)]
+    groups = [next(iter(entry)) for entry in defaults if not isinstance(entry, str)]
+    return [group for group in groups if not group.startswith("optional ")]  # those follow from the others
 
 
-def _compose(verb: str, choices: Sequence[str]) -> DictConfig:
+def _choose_classes(composed: DictConfig, verb: str, selectors: Mapping[str, Any]) -> dict[str, str | None]:
+    """Which reward and bonus the sections of `CHOSEN` describe.
+
+    Where a selector was given on the command line, keys of the YAML's own choice are dropped from the section.
+    """
+    choices: dict[str, str | None] = {}
+    for section, (selector, _) in CHOSEN.items():
+        if section not in SECTIONS[verb]:
+            continue
+        is_given = selector in selectors
+        choices[section] = selectors[selector] if is_given else OmegaConf.select(composed, selector)
+        if is_given and composed.get(section) is not None:
+            known = {f.name for f in dataclasses.fields(section_class(section, choices[section]))}
+            with open_dict(composed):
+                for key in [key for key in composed[section] if key not in known]:
+                    del composed[section][key]
+    return choices
+
+
+def _compose(verb: str, choices: Sequence[str], selectors: Mapping[str, Any] | None = None) -> DictConfig:
     """Dataclass defaults, then the YAML files of the chosen groups."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         composed = hydra.compose(verb, overrides=list(choices))
-    defaults = OmegaConf.create(verb_defaults(verb))
+    defaults = OmegaConf.create(verb_defaults(verb, _choose_classes(composed, verb, selectors or {})))
     own = {*OmegaConf.load(CONFIG_DIR / f"{verb}.yaml"), *defaults, "domain", "preset_name"}
     # A preset serves all verbs; each sees only its own keys.
     with open_dict(composed):
@@ -112,8 +132,14 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
         o.partition("=")[0]: o for o in overrides if o.partition("=")[0] in groups
     }  # the last one counts
     try:
-        config = _compose(verb, list(chosen.values()))
         parser = OverridesParser.create()
+        selecting = {selector for selector, _ in CHOSEN.values()}
+        selectors = {
+            o.partition("=")[0]: parser.parse_override(o).value()
+            for o in overrides
+            if o.partition("=")[0] in selecting
+        }
+        config = _compose(verb, list(chosen.values()), selectors)
         for override in overrides:
             key = override.partition("=")[0]
             if key not in groups:

@@ -29,6 +29,8 @@ from models.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHERS = ("random", "half", "noisy")
+# Rewards of the video model that the demo trains; others are compared with it.
+FROZEN = ("diffusion", "diffusion_likelihood")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Demo:
         )
         against = ",".join([*(f"{data}/{behaviour}" for behaviour in OTHERS), "frozen"])
         videos = [f"videos={data}/expert", "split=validation", f"against=[{against}]"]
+        if self.config.reward_name in FROZEN:
+            videos.append(f"reward={self.config.reward_name}")
         self._step(
             "reward quality", ["score", *self._common, f"checkpoint={out}/video", *videos, f"out={out}/score"]
         )
@@ -101,7 +105,7 @@ class Demo:
     def _train(self) -> None:
         config, out = self.config, self.out
         reward = [f"reward={config.reward_name}"]
-        if config.reward_name == "diffusion":
+        if config.reward_name in FROZEN:
             reward.append(f"reward.checkpoint={out}/video")
         self._step(
             "reinforcement learning",

@@ -10,7 +10,7 @@ An unfinished output folder is resumed, a finished one is never overwritten.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,21 @@ from launch.progress import Progress
 from models.videos import VideoSet, find_video_folders, read_videos
 
 STAGES = ("codec", "video", "statistics")
+# Whose statistics a stage computes by default.
+STAGE_REWARDS = {"video": "diffusion"}
 
 
 def main() -> None:
     """Entry point of `python launch/pretrain.py`."""
-    cli.main("pretrain", __doc__ or "", pretrain)
+    cli.main("pretrain", __doc__ or "", pretrain, with_reward_of_the_stage)
+
+
+def with_reward_of_the_stage(overrides: list[str]) -> list[str]:
+    """Puts the reward whose statistics the stage computes in front, unless one is given."""
+    stage = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("stage=")), None)
+    if stage in STAGE_REWARDS and not any(o.startswith("reward=") for o in overrides):
+        return [f"reward={STAGE_REWARDS[stage]}", *overrides]
+    return overrides
 
 
 def pretrain(config: DictConfig) -> int:
@@ -127,18 +137,18 @@ def _train_video(config: DictConfig, videos: list[VideoSet], out: Path, device: 
 
 
 def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:
-    from reward_service.config import MODES, DiffusionRewardConfig
-    from reward_service.diffusion_reward import DiffusionReward
+    from reward_service.contract import reward_class
     from reward_service.statistics import compute_statistics
 
-    base = build(DiffusionRewardConfig, config.frame_reward, "frame_reward.")
-    # One forward pass is cheap, so both modes can be used later; the chain costs eleven times as much.
-    modes = MODES if base.estimator == "one_forward" else (base.mode,)
-    for mode in modes:
-        reward = DiffusionReward.from_checkpoint(out, replace(base, mode=mode), str(device))
+    if config.reward.frozen is None:
+        raise UsageError(f"reward={config.reward.name} has no statistics; choose a frozen reward")
+    cls = reward_class(config.reward.frozen)
+    base = build(cls.config_class, config.frame_reward, "frame_reward.")
+    for settings in base.cheap_siblings():
+        reward = cls.from_checkpoint(out, asdict(settings), str(device))
         for task, numbers in compute_statistics(reward, videos, seed=config.seed).items():
             print(
-                f"[statistics] {task} {mode}: mean {numbers['mean']:.3f}, std {numbers['std']:.3f} "
+                f"[statistics] {task} {settings.signature()}: mean {numbers['mean']:.3f}, std {numbers['std']:.3f} "
                 f"over {numbers['frames']} {numbers['split']} frames",
                 flush=True,
             )

@@ -26,6 +26,7 @@ from launch.paths import absolute_path
 from launch.pretrain import choose_device
 from models.files import write_json
 from models.videos import SPLITS, VideoSet, read_videos
+from reward_service.contract import FrameReward, reward_class
 
 
 @dataclass(frozen=True)
@@ -46,31 +47,25 @@ def score(config: DictConfig) -> int:
     """Scores `videos`, then each set of `against`, and writes CSV, plot and summary.
 
     Raises:
-        UsageError: for a bad split or reward name, or an output folder that exists.
+        UsageError: for a bad split, a reward that is not frozen, or an output folder that exists.
         FileNotFoundError: if videos or the reward model are missing.
     """
-    from reward_service.config import DiffusionRewardConfig
-    from reward_service.contract import reward_class, reward_names
-
     if config.split not in ("all", *SPLITS):
         raise UsageError(f"unknown split {config.split!r}; {suggest(str(config.split), ('all', *SPLITS))}")
-    kind, checkpoint = str(config.reward), config.checkpoint
-    if kind not in reward_names():
-        if not Path(kind).is_dir():
-            raise UsageError(
-                f"reward={kind} is neither a reward nor a folder; {suggest(kind, reward_names())}"
-            )
-        kind, checkpoint = "diffusion", kind
+    kind = config.reward.frozen
+    if kind is None:
+        raise UsageError(
+            f"reward={config.reward.name} gives a video no fixed value: it keeps learning, or comes from the "
+            "environment. Choose a frozen one, such as reward=diffusion_likelihood"
+        )
     videos = read_videos(absolute_path(str(config.videos), "videos"))
-    checkpoint = absolute_path(checkpoint or f"checkpoints/video/{videos.task}", "checkpoint")
+    given = config.checkpoint if config.checkpoint is not None else config.reward.checkpoint
+    checkpoint = absolute_path(str(given).replace("{task}", videos.task), "checkpoint")
     name = f"{videos.task}-{videos.mode}_{time.strftime('%Y%m%d-%H%M%S')}"
     out = absolute_path(config.out if config.out is not None else f"scores/{name}", "out")
     if out.exists():
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
-    settings = build(DiffusionRewardConfig, config.frame_reward, "frame_reward.")
-    reward = reward_class(kind).from_checkpoint(
-        checkpoint, asdict(settings), str(choose_device(config.device))
-    )
+    reward = load_reward(config, checkpoint)
     reward.check_environment(videos.render, videos.action_repeat, videos.task, videos.domain)
 
     first = score_set(reward, videos, config.split, int(config.seed))
@@ -82,9 +77,16 @@ def score(config: DictConfig) -> int:
     write_csv(out / "rewards.csv", [first, *others])
     summary = summarise(first, others)
     write_json(out / "summary.json", {"checkpoint": str(checkpoint), **summary})
-    plot(out / "rewards.png", [first, *others], f"{videos.task}, {kind} reward")
+    plot(out / "rewards.png", [first, *others], f"{videos.task}, {config.reward.name} reward")
     _print(summary, out)
     return 0
+
+
+def load_reward(config: DictConfig, checkpoint: Path) -> FrameReward:
+    """The frozen reward that `reward.frozen` and `frame_reward` describe, on `device`."""
+    cls = reward_class(config.reward.frozen)
+    settings = build(cls.config_class, config.frame_reward, "frame_reward.")
+    return cls.from_checkpoint(checkpoint, asdict(settings), str(choose_device(config.device)))
 
 
 def _sources(against: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 DATACLASSES = {
@@ -12,20 +13,28 @@ DATACLASSES = {
     "codec_training": "models.codec_config:CodecTrainingConfig",
     "video": "models.vqdiffusion.config:VQDiffusionConfig",
     "video_training": "models.video_training_config:VideoTrainingConfig",
-    "frame_reward": "reward_service.config:DiffusionRewardConfig",
     "reward": "launch.settings:RewardSettings",
     "agent": "learner.drqv2:DrQV2Config",
-    "bonus": "learner.bonus:BonusConfig",
     "replay": "learner.replay:ReplayConfig",
     "learner": "learner.learner_core:LearnerConfig",
     "limiter": "learner.limiter:UpdateRatioLimiter",
     "rollout": "launch.settings:RolloutSettings",
     "cluster": "launch.settings:ClusterSettings",
 }
+# Sections whose dataclass is that of a chosen reward or bonus: the key that names it -> how its class is found.
+# Without a choice the section has the keys that all share.
+CHOSEN = {
+    "frame_reward": ("reward.frozen", "reward_service.contract:reward_class"),
+    "bonus": ("bonus.name", "learner.bonus:bonus_class"),
+}
+SHARED_BY_ALL = {
+    "frame_reward": "reward_service.config:FrameRewardConfig",
+    "bonus": "learner.bonus:BonusConfig",
+}
 SECTIONS = {
     "collect": ("env",),
-    "pretrain": ("env", "codec", "codec_training", "video", "video_training", "frame_reward"),
-    "score": ("env", "frame_reward"),
+    "pretrain": ("env", "codec", "codec_training", "video", "video_training", "reward", "frame_reward"),
+    "score": ("env", "reward", "frame_reward"),
     "train": (
         *(
             "env",
@@ -71,9 +80,32 @@ def _defaults(cls: Any, left_out: tuple[str, ...] = ()) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def verb_defaults(verb: str) -> dict[str, Any]:
-    """Every key of a verb's sections with the dataclass default (the paper's value); the YAML goes on top."""
-    values = {s: _defaults(_load(DATACLASSES[s]), DERIVED.get(s, ())) for s in SECTIONS[verb]}
+def section_class(section: str, choice: str | None = None) -> Any:
+    """The dataclass of a section.
+
+    Args:
+        section: Name of the section.
+        choice: For a section of `CHOSEN`: which reward or bonus, or None for what all share.
+
+    Raises:
+        ValueError: if there is no such reward or bonus, naming the nearest one.
+    """
+    if section not in CHOSEN:
+        return _load(DATACLASSES[section])
+    return _load(CHOSEN[section][1])(choice).config_class if choice else _load(SHARED_BY_ALL[section])
+
+
+def verb_defaults(verb: str, choices: Mapping[str, str | None]) -> dict[str, Any]:
+    """Every key of a verb's sections with the dataclass default (the paper's value); the YAML goes on top.
+
+    Args:
+        verb: Name of the verb.
+        choices: Section of `CHOSEN` -> which reward or bonus.
+    """
+    values = {
+        section: _defaults(section_class(section, choices.get(section)), DERIVED.get(section, ()))
+        for section in SECTIONS[verb]
+    }
     if verb == "train":
         values |= _defaults(_load(TRAIN_SCALARS))
     return values

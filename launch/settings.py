@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.envs.registry import EnvConfig
-from launch.cli import build
+from launch.cli import UsageError, build
+from launch.sections import section_class
 from learner.bonus import BonusConfig
 from learner.drqv2 import DrQV2Config
 from learner.learner_core import LearnerConfig
 from learner.limiter import UpdateRatioLimiter
 from learner.replay import ReplayConfig
-from reward_service.config import DiffusionRewardConfig
+from reward_service.config import FrameRewardConfig
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class RewardSettings:
 
     Attributes:
         name: Name shown in logs.
-        frozen: Kind of frozen reward ("diffusion"), or None to train without one.
-        checkpoint: Folder of the reward model; needed if `frozen` is set.
-        alpha: Weight of the exploration bonus, in [0, 1].
+        frozen: Frozen reward (`reward_service.contract.reward_names()`), or None to train without one.
+        checkpoint: Folder of the reward model; needed if `frozen` is set. "{task}" stands for the task's name.
+        alpha: Weight of the bonus (RND, AMP), in [0, 1].
         learned_scale: Factor on the standardised and clipped learned reward; 1 in the paper.
         sparse_weight: Weight of the environment's sparse reward.
     """
@@ -136,7 +137,7 @@ class TrainSettings:
 
     env: EnvConfig
     reward: RewardSettings
-    frame_reward: DiffusionRewardConfig
+    frame_reward: FrameRewardConfig
     agent: DrQV2Config
     bonus: BonusConfig
     replay: ReplayConfig
@@ -208,4 +209,11 @@ def train_settings(config: Mapping[str, Any]) -> TrainSettings:
     Raises:
         UsageError: naming the key, the value and what is allowed.
     """
-    return build(TrainSettings, {key: config[key] for key in SETTINGS_KEYS if key in config})
+    values = {key: config[key] for key in SETTINGS_KEYS if key in config}
+    for section, choice in (("frame_reward", config["reward"]["frozen"]), ("bonus", config["bonus"]["name"])):
+        try:
+            cls = section_class(section, choice)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        values[section] = build(cls, config[section], f"{section}.")
+    return build(TrainSettings, values)

@@ -53,7 +53,8 @@ def run_training(config: DictConfig) -> int:
         0 when finished, 0 after a clean stop by Ctrl-C or SIGTERM as well.
     """
     if config.reward.checkpoint is not None:
-        config.reward.checkpoint = str(absolute_path(config.reward.checkpoint, "reward.checkpoint"))
+        folder = config.reward.checkpoint.replace("{task}", config.env.task)
+        config.reward.checkpoint = str(absolute_path(folder, "reward.checkpoint"))
     settings = train_settings(config)
     check_reward_model(settings)
     if ray_address(settings.cluster.address) == "local":

@@ -1,39 +1,41 @@
-"""Bonuses that keep learning: computed by the learner at update time, on top of the n-step return."""
+"""Rewards that keep learning ("bonuses"): computed by the learner at update time, on top of the n-step return.
+
+To add one named "icm", write `learner/icm_bonus.py` with a class decorated by `@register_bonus("icm")`. Frozen rewards
+are the reward service's: `reward_service/contract.py`.
+"""
 
 from __future__ import annotations
 
+import difflib
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
 from learner.batch import TensorBatch
-from models.rnd import RND, RNDConfig, novelty
 
 
 @dataclass(frozen=True)
 class BonusConfig:
-    """Which bonus is added to the n-step reward, and how strongly.
+    """Which bonus is added to the n-step reward, and how strongly. A bonus with keys of its own extends this class.
 
     Attributes:
-        name: "none", "rnd", or another registered bonus.
+        name: One of `bonus_names()`.
         weight: Factor alpha of the bonus, finite and at least 0 (Diffusion Reward, arXiv 2312.14134).
         norm: "none" (official), or "running_std": divide by the running stddev of the bonus.
         train_every_updates: Updates of the agent per update of the bonus, at least 1. Officially 1 for
             MetaWorld; every 100 agent steps, that is 50 updates, for Adroit.
-        rnd: Sizes of the RND networks.
     """
 
-    name: str = "rnd"
+    name: str = "none"
     weight: float = 0.95
     norm: str = "none"
     train_every_updates: int = 1
-    rnd: RNDConfig = field(default_factory=RNDConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.rnd, dict):
-            object.__setattr__(self, "rnd", RNDConfig(**self.rnd))
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"bonus.weight={self.weight!r} is not allowed: expected a number of at least 0")
         if self.norm not in ("none", "running_std"):
@@ -48,10 +50,14 @@ class BonusConfig:
 class Bonus(Protocol):
     """What the learner asks of a bonus: for every batch first `bonus`, then `update`.
 
+    Its constructor takes (config, resolution_px, device).
+
     Attributes:
+        config_class: Dataclass of its configuration; the section `bonus` takes its keys from it.
         weight: Factor alpha with which the learner multiplies `bonus`.
     """
 
+    config_class: ClassVar[type[BonusConfig]]
     weight: float
 
     def bonus(self, batch: TensorBatch) -> torch.Tensor | None:
@@ -71,18 +77,41 @@ class Bonus(Protocol):
         ...
 
 
-BonusFactory = Callable[[BonusConfig, int, torch.device], Bonus]
-BONUSES: dict[str, BonusFactory] = {}
+_MODULE_SUFFIX = "_bonus"
+_registered: dict[str, Any] = {}
+BonusClass = TypeVar("BonusClass", bound=type)
 
 
-def register_bonus(name: str) -> Callable[[BonusFactory], BonusFactory]:
-    """Makes a bonus class known under a name; its constructor takes (config, resolution_px, device)."""
+def register_bonus(name: str) -> Callable[[BonusClass], BonusClass]:
+    """Class decorator: makes a bonus known under `name`; its module must be `learner/<name>_bonus.py`."""
 
-    def register(factory: BonusFactory) -> BonusFactory:
-        BONUSES[name] = factory
-        return factory
+    def decorate(bonus: BonusClass) -> BonusClass:
+        _registered[name] = bonus
+        return bonus
 
-    return register
+    return decorate
+
+
+def bonus_names() -> list[str]:
+    """Names of all bonuses, sorted; "none" is among them."""
+    files = Path(__file__).parent.glob(f"*{_MODULE_SUFFIX}.py")
+    return sorted(["none", *(path.stem.removesuffix(_MODULE_SUFFIX) for path in files)])
+
+
+def bonus_class(name: str) -> Any:
+    """The class of a bonus.
+
+    Raises:
+        ValueError: if no bonus has that name, naming the nearest one.
+    """
+    names = bonus_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"bonus.name={name!r} is not allowed: expected one of {names}{hint}")
+    if name not in _registered:
+        importlib.import_module(f"learner.{name}{_MODULE_SUFFIX}")
+    return _registered[name]
 
 
 def make_bonus(config: BonusConfig, resolution_px: int, device: torch.device, seed: int) -> Bonus:
@@ -91,16 +120,18 @@ def make_bonus(config: BonusConfig, resolution_px: int, device: torch.device, se
     Raises:
         ValueError: if no bonus has that name.
     """
-    if config.name not in BONUSES:
-        raise ValueError(f"bonus.name={config.name!r} is not allowed: expected one of {sorted(BONUSES)}")
+    cls = bonus_class(config.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BONUSES[config.name](config, resolution_px, device)
+        bonus: Bonus = cls(config, resolution_px, device)
+    return bonus
 
 
 @register_bonus("none")
 class NoBonus:
     """No bonus: the n-step reward stays as it is."""
+
+    config_class = BonusConfig
 
     def __init__(self, config: BonusConfig, resolution_px: int, device: torch.device) -> None:
         del config, resolution_px, device
@@ -120,55 +151,6 @@ class NoBonus:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
-
-
-@register_bonus("rnd")
-class RNDBonus:
-    """Exploration bonus by random network distillation (arXiv 1810.12894), trained on replay batches."""
-
-    def __init__(self, config: BonusConfig, resolution_px: int, device: torch.device) -> None:
-        self.config, self.weight = config, config.weight
-        self.rnd = RND(config.rnd, resolution_px).to(device)
-        self.running = RunningStd(device)
-        self._updates = 0
-        self._features: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def bonus(self, batch: TensorBatch) -> torch.Tensor | None:
-        """(B, 1) float32: the (normalised) error at s_{t+n}. Counts into the running stddev."""
-        # The forward pass is the dear part, so `update` uses the same one where it is due.
-        with torch.set_grad_enabled(self._is_due()):
-            self._features = self.rnd.features(batch.next_obs)
-        value = novelty(*self._features).detach()
-        if self.config.norm == "running_std":
-            self.running.add(value)
-            value = value / self.running.std()
-        return value
-
-    def update(self, batch: TensorBatch) -> dict[str, torch.Tensor]:
-        """Trains the predictor on s_{t+n} every `train_every_updates` calls, the first one included."""
-        due = self._is_due()
-        self._updates += 1
-        if not due:
-            return {}
-        assert self._features is not None, "bonus(batch) comes before update(batch)"
-        return {"bonus_loss": self.rnd.step(*self._features)}
-
-    def _is_due(self) -> bool:
-        return self._updates % self.config.train_every_updates == 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Networks, optimiser, running statistics and the number of calls."""
-        return {
-            "rnd": self.rnd.training_state(),
-            "running": self.running.moments,
-            "updates": self._updates,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state_dict()`."""
-        self.rnd.load_training_state(state["rnd"])
-        self.running.moments.copy_(state["running"])
-        self._updates = state["updates"]
 
 
 class RunningStd:

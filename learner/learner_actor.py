@@ -12,7 +12,7 @@ import ray
 import torch
 
 from learner.batch import Batch
-from learner.bonus import BonusConfig
+from learner.bonus import bonus_class
 from learner.drqv2 import DrQV2Config
 from learner.learner_core import Learner, LearnerConfig
 from learner.memory import keep_freed_memory
@@ -57,7 +57,7 @@ class LearnerActor:
         resolution_px: Height and width of the frames.
         action_dim: Length A of the action vector.
         agent: Fields of `DrQV2Config`.
-        bonus: Fields of `BonusConfig`.
+        bonus: Fields of the bonus's `config_class`; "name" says which.
         learner: Fields of `LearnerConfig`.
         shards: Names of the replay shards, or an object with the methods of `RayShards`.
         weight_store: Name of the weight store, or an object with the methods of `RayWeightStore`.
@@ -88,7 +88,7 @@ class LearnerActor:
             resolution_px,
             action_dim,
             agent_config,
-            BonusConfig(**bonus),
+            bonus_class(bonus["name"]).config_class(**bonus),
             self._sampler,
             self._config,
             seed,

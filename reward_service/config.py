@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 MODES = ("entropy", "likelihood")
@@ -62,6 +62,10 @@ class FrameRewardConfig:
                 raise ValueError(f"unknown key {key!r} of {cls.__name__}; {hint}")
         return cls(**values)
 
+    def cheap_siblings(self: Config) -> tuple[Config, ...]:
+        """This config and others of the same reward whose statistics cost little beside training the model."""
+        return (self,)
+
     def signature(self) -> str:
         """Key of the statistics: two configs share it only if their raw rewards mean the same."""
         raise NotImplementedError(f"{type(self).__name__} describes no frozen reward of its own")
@@ -109,6 +113,12 @@ class DiffusionRewardConfig(FrameRewardConfig):
                 "likelihood_leak is True, which is allowed only with mode='likelihood' and estimator='chain'; got "
                 f"mode={self.mode!r}, estimator={self.estimator!r}"
             )
+
+    def cheap_siblings(self) -> tuple[DiffusionRewardConfig, ...]:
+        """Both modes where one forward pass is all they need; the chain costs eleven times as much."""
+        if self.estimator != "one_forward":
+            return (self,)
+        return tuple(replace(self, mode=mode, likelihood_leak=False) for mode in MODES)
 
     def signature(self) -> str:
         """Key of the statistics: two configs share it only if their raw rewards mean the same."""

@@ -9,10 +9,12 @@ import pytest
 from actors.envs.registry import task_names
 from launch.cli import UsageError, build, compose, group_options
 from launch.settings import train_settings
+from learner.bonus import BonusConfig
 from models.codec_training import CodecTrainingConfig
 from models.video_training import VideoTrainingConfig
 from models.vqdiffusion.config import VQDiffusionConfig
 from models.vqgan import VQGANConfig
+from reward_service.config import DiffusionRewardConfig
 
 
 def test_every_task_has_a_config():
@@ -45,11 +47,11 @@ def test_pretraining_presets(preset):
 
 
 def test_paper_preset_is_the_paper():
-    settings = train_settings(compose("train", ["preset=paper"]))
+    settings = train_settings(compose("train", ["preset=paper", "reward=diffusion"]))
     agent = settings.agent
     assert (agent.batch_size, agent.hidden_dim, agent.feature_dim, agent.lr) == (256, 1024, 50, 1e-4)
     assert (settings.reward.alpha, settings.limiter.updates_per_step) == (0.95, 0.5)
-    assert (settings.frame_reward.estimator, settings.frame_reward.clip_low) == ("chain", None)
+    assert settings.frame_reward == DiffusionRewardConfig()  # mode=entropy, the 11-step chain, no clipping
     assert (settings.env.action_repeat, settings.env.render.quality) == (3, "full")
 
 
@@ -68,3 +70,20 @@ def test_bad_values_are_refused(override, message):
     with pytest.raises(UsageError) as caught:
         train_settings(compose("train", [override]))
     assert message in str(caught.value)
+
+
+def test_a_reward_brings_its_own_keys():
+    diffusion = train_settings(compose("train", ["reward=diffusion_likelihood", "frame_reward.skip_step=4"]))
+    assert (diffusion.frame_reward.mode, diffusion.frame_reward.skip_step) == ("likelihood", 4)
+    with pytest.raises(UsageError, match="unknown key 'frame_reward.skip_step'"):
+        compose("train", ["reward=sparse", "frame_reward.skip_step=4"])
+    assert train_settings(compose("train", ["reward=sparse"])).bonus.name == "none"
+    with pytest.raises(UsageError, match=r"unknown key 'bonus\.rnd\.lr'"):
+        compose("train", ["reward=sparse", "bonus.rnd.lr=0.1"])
+
+
+def test_the_bonus_can_be_left_out():
+    settings = train_settings(compose("train", ["reward=diffusion_likelihood", "bonus.name=none"]))
+    assert settings.bonus == BonusConfig(norm="running_std", train_every_updates=4)
+    with pytest.raises(ValueError, match="did you mean 'rnd'"):
+        compose("train", ["bonus.name=rdn"])

@@ -16,13 +16,14 @@ from learner.learner_core import Learner, LearnerConfig
 from learner.policy import build_policy
 from learner.replay import ReplayConfig
 from learner.replay_actor import ReplayShard
+from learner.rnd_bonus import RNDBonusConfig
 from learner.sharding import SampleRequest, ShardSampler
 from learner.weights_actor import WeightStore
 from models.rnd import RNDConfig
 from tests.learner.helpers import ACTION_DIM, RESOLUTION_PX, noise_episode
 
 AGENT = DrQV2Config(batch_size=6, encoder_strides=(2, 2, 2), encoder_channels=8, hidden_dim=16)
-BONUS = BonusConfig(
+BONUS = RNDBonusConfig(
     norm="running_std", train_every_updates=2, rnd=RNDConfig(channels=(4, 4, 4), feature_dim=8)
 )
 
@@ -165,7 +166,7 @@ def test_running_std_equals_numpy():
 
 
 def test_unknown_bonus_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"bonus\.name='rdn'.*'none', 'rnd'"):
+    with pytest.raises(ValueError, match=r"bonus\.name='rdn'.*'none'.*'rnd'"):
         make_bonus(BonusConfig(name="rdn"), 64, torch.device("cpu"), 0)
 
 
@@ -222,7 +223,7 @@ def test_rnd_bonus_is_the_error_at_the_next_frame_and_trains_when_due():
     zeros = torch.zeros(4, 1)
     batch = TensorBatch(torch.zeros_like(frames), zeros, zeros, zeros, frames)
     bonus = make_bonus(
-        BonusConfig(train_every_updates=2, rnd=BONUS.rnd), RESOLUTION_PX, torch.device("cpu"), 0
+        RNDBonusConfig(train_every_updates=2, rnd=BONUS.rnd), RESOLUTION_PX, torch.device("cpu"), 0
     )
     losses = []
     for _ in range(4):

@@ -117,5 +117,5 @@ def test_domain_statistics_pool_all_tasks_of_the_model(reward, tmp_path):
 
 
 def test_videos_of_another_domain_are_refused(reward, tmp_path):
-    with pytest.raises(ValueError, match="was trained on 'metaworld' videos .* belongs to domain 'adroit'"):
+    with pytest.raises(ValueError, match=r"was trained on 'metaworld' videos .* belongs to domain 'adroit'"):
         compute_statistics(reward, [replace(video_set(tmp_path), domain="adroit")])
