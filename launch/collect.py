@@ -2,15 +2,17 @@
 
 python launch/collect.py task=door-close episodes=20
 python launch/collect.py task=door-close behaviour=random episodes=20 validation_every=0
+python launch/collect.py task_set=metaworld7 episodes=20
 """
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,9 @@ if __package__ in (None, ""):  # Run as a script: import from the project root, 
 
 from omegaconf import DictConfig
 
-from actors.envs.registry import EnvConfig
+from actors.envs.registry import EnvConfig, task_set
 from launch import cli
-from launch.cli import UsageError, build
+from launch.cli import UsageError, build, suggest
 from launch.paths import absolute_path
 from launch.progress import Progress
 from models.episode import Episode
@@ -31,6 +33,8 @@ from models.videos import write_videos
 
 # Seeds are drawn per stream, so that the videos do not depend on the number of processes.
 STREAMS = 16
+# Videos that are not rolled out here: source -> importer, called with the configuration and a new folder's path.
+SOURCES = {"videos": "launch.import_videos:import_videos", "minari": "launch.import_minari:import_minari"}
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,16 @@ def collect(config: DictConfig) -> int:
         UsageError: if a setting is bad or the folder exists.
         TooFewSuccessesError: if the expert fails too often.
     """
+    if config.task_set is not None:
+        return _collect_set(config)
     names = ("env", "behaviour", "episodes", "validation_every", "seed", "workers")
     settings = build(CollectSettings, {name: config[name] for name in names})
     default = f"data/{settings.env.task}/{settings.behaviour}"
     out = absolute_path(config.out if config.out is not None else default, "out")
     if out.exists():
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
+    if config.source is not None:
+        return _source(str(config.source))(config, out)
     from actors.envs.gl import describe_gl
 
     facts = describe_gl()
@@ -114,6 +122,34 @@ def collect(config: DictConfig) -> int:
         raise
     print(f"[collect] {count} {settings.behaviour} videos of {settings.env.task}: {out}")
     return 0
+
+
+def _collect_set(config: DictConfig) -> int:
+    """Runs the same command for every task of a set; tasks whose folder exists are left as they are."""
+    tasks = task_set(config.task_set)
+    own = ("task=", "task_set=", "out=")
+    given = [o for o in config.overrides if not o.startswith(own)]
+    for number, task in enumerate(tasks, 1):
+        root = config.out if config.out is not None else "data"
+        out = absolute_path(f"{root}/{task}/{config.behaviour}", "out")
+        print(f"[collect] task {number} of {len(tasks)}: {task}", flush=True)
+        if (out / "index.json").exists():
+            print(f"[collect] {out} is there already")
+            continue
+        code = collect(cli.compose("collect", [*given, f"task={task}", f"out={out}"]))
+        if code:
+            return code
+    return 0
+
+
+def _source(name: str) -> Callable[[DictConfig, Path], int]:
+    """What imports videos from a source."""
+    kind, _, _ = name.partition(":")
+    if kind not in SOURCES:
+        raise UsageError(f"unknown source {name!r}; {suggest(kind, SOURCES)}")
+    module, _, function = SOURCES[kind].partition(":")
+    importer: Callable[[DictConfig, Path], int] = getattr(importlib.import_module(module), function)
+    return importer
 
 
 def collect_all(settings: CollectSettings, seeds: list[int]) -> Iterator[Episode]:

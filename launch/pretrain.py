@@ -2,7 +2,8 @@
 
     python launch/pretrain.py stage=codec task=door-close
     python launch/pretrain.py stage=video task=door-close
-    python launch/pretrain.py stage=codec data=data/metaworld out=checkpoints/codec/metaworld      (several tasks)
+    python launch/pretrain.py stage=codec task_set=metaworld7                          (one model for several tasks)
+    python launch/pretrain.py stage=statistics data=data/drawer-open/expert out=checkpoints/video/metaworld7
 
 An unfinished output folder is resumed, a finished one is never overwritten.
 """
@@ -20,6 +21,7 @@ if __package__ in (None, ""):  # Run as a script: import from the project root, 
 import torch
 from omegaconf import DictConfig, ListConfig
 
+from actors.envs.registry import task_set
 from launch import cli
 from launch.cli import UsageError, build, suggest
 from launch.paths import absolute_path
@@ -56,22 +58,24 @@ def pretrain(config: DictConfig) -> int:
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
-    task = config.env.task
-    videos = read_all(config.data if config.data is not None else f"data/{task}/expert")
+    # What <task> stands for in the default folders.
+    name = config.task_set if config.task_set is not None else config.env.task
+    tasks = task_set(name) if config.task_set is not None else (name,)
+    videos = read_all(config.data if config.data is not None else [f"data/{task}/expert" for task in tasks])
     for video in videos:
         kinds = f"{len(video.split('train'))} train, {len(video.split('validation'))} validation"
         print(
             f"[{config.stage}] {video.task}: {kinds} {video.mode} videos, {video.render.quality} rendering",
             flush=True,
         )
-    default_stage = "video" if config.stage == "statistics" else config.stage
-    out = absolute_path(
-        config.out if config.out is not None else f"checkpoints/{default_stage}/{task}", "out"
-    )
+    default = f"checkpoints/{config.stage}/{name}"
+    if config.stage == "statistics":
+        default = str(config.reward.checkpoint).replace("{task}", name)
+    out = absolute_path(config.out if config.out is not None else default, "out")
     if config.stage == "codec":
         _train_codec(config, videos, out, device)
     elif config.stage == "video":
-        _train_video(config, videos, out, device)
+        _train_video(config, videos, name, out, device)
     if config.stage in ("video", "statistics"):
         _statistics(config, videos, out, device)
     print(f"[{config.stage}] done: {out}")
@@ -118,15 +122,13 @@ def _train_codec(config: DictConfig, videos: list[VideoSet], out: Path, device: 
     print(f"[codec] {summary}")
 
 
-def _train_video(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:
+def _train_video(
+    config: DictConfig, videos: list[VideoSet], name: str, out: Path, device: torch.device
+) -> None:
     from models.video_training import VideoTrainingConfig, train_video_model
     from models.vqdiffusion.config import VQDiffusionConfig
 
-    codec = (
-        config.codec_checkpoint
-        if config.codec_checkpoint is not None
-        else f"checkpoints/codec/{config.env.task}"
-    )
+    codec = config.codec_checkpoint if config.codec_checkpoint is not None else f"checkpoints/codec/{name}"
     training = build(VideoTrainingConfig, {**config.video_training, "seed": config.seed}, "video_training.")
     model = build(VQDiffusionConfig, config.video, "video.")
     shown = Shown("video", ("loss", "validation_loss", "learning_rate"))

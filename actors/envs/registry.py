@@ -63,6 +63,27 @@ DOMAINS = (
 )
 
 
+# Named sets of tasks, for one codec and one video model over several tasks (Diffusion Reward, arXiv 2312.14134).
+TASK_SETS: dict[str, tuple[str, ...]] = {
+    "metaworld7": METAWORLD_PAPER_TASKS,
+    "metaworld_unseen8": METAWORLD_UNSEEN_TASKS,
+    "adroit3": ADROIT_PAPER_TASKS,
+}
+
+
+def task_set(name: str) -> tuple[str, ...]:
+    """The tasks of a set.
+
+    Raises:
+        ValueError: if there is no such set, naming the nearest one.
+    """
+    if name not in TASK_SETS:
+        near = difflib.get_close_matches(name, TASK_SETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"task_set {name!r} is unknown; {hint}Known sets: {', '.join(TASK_SETS)}")
+    return TASK_SETS[name]
+
+
 def task_names() -> tuple[str, ...]:
     """All task names, sorted."""
     return tuple(sorted(task for domain in DOMAINS for task in domain.tasks))
