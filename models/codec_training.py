@@ -17,26 +17,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.checkpoints import (
-    STATE_FILE,
-    WEIGHTS_FILE,
-    apply_weights,
-    load_tensors,
-    require_same_config,
-    save_tensors,
-)
+from models.checkpoints import STATE_FILE, apply_weights, load_tensors, save_tensors
 from models.codec_config import CodecTrainingConfig
 from models.codec_losses import CodecLosses
-from models.files import read_json, write_json
 from models.frames import FrameSampler, FrameSplits, images_to_tensor, tensor_to_images
-from models.training_log import Progress, TrainingLog
+from models.training_folder import claim_folder, require_finite, run_training
+from models.training_log import Progress
 from models.videos import VideoSet
 from models.vqgan import VQGAN, VQGANConfig, save_codec
 
 __all__ = ["CodecTrainingConfig", "code_use", "train_codec"]
-
-SETTINGS_FILE = "training.json"
-SUMMARY_FILE = "summary.json"
 
 
 def train_codec(
@@ -74,29 +64,9 @@ def train_codec(
     splits = videos if isinstance(videos, FrameSplits) else FrameSplits.from_videos(videos)
     folder = Path(folder)
     _check_frames(splits, model_config)
-    _claim_folder(folder, config, model_config, splits, resume)
+    claim_folder(folder, _settings(config, model_config, splits), resume, "codec", "codec")
     run = _CodecRun(config, model_config, splits, folder, torch.device(device), extra or {})
-    if (folder / STATE_FILE).exists():
-        run.restore()
-    with TrainingLog(folder, progress, total_steps=run.total_steps, resume_step=run.step or -1) as log:
-        if run.step == 0:
-            log.scalars(0, run.start_facts())
-        while run.step < run.total_steps:
-            metrics = run.train_step()
-            if _due(run.step, config.log_every_steps, run.total_steps):
-                log.scalars(run.step, {"phase": "train", **run.numbers(metrics)})
-            if _due(run.step, config.validate_every_steps, run.total_steps):
-                log.scalars(run.step, {"phase": "validation", **run.validate()})
-                log.images(run.step, "reconstructions", run.pictures())
-            if _due(run.step, config.save_every_steps, run.total_steps):
-                run.save()
-        summary = run.summary(log.wall_s)
-    write_json(folder / SUMMARY_FILE, summary)
-    return summary
-
-
-def _due(step: int, every: int, total: int) -> bool:
-    return step % every == 0 or step == total
+    return run_training(run, config, folder, progress)
 
 
 def _check_frames(splits: FrameSplits, config: VQGANConfig) -> None:
@@ -111,11 +81,8 @@ def _check_frames(splits: FrameSplits, config: VQGANConfig) -> None:
         )
 
 
-def _claim_folder(
-    folder: Path, config: CodecTrainingConfig, model_config: VQGANConfig, splits: FrameSplits, resume: bool
-) -> None:
-    """Writes the settings of a new folder, or checks those of an old one."""
-    settings = {
+def _settings(config: CodecTrainingConfig, model_config: VQGANConfig, splits: FrameSplits) -> dict[str, Any]:
+    return {
         "training": asdict(config),
         "model": asdict(model_config),
         "data": {
@@ -124,30 +91,12 @@ def _claim_folder(
             "validation_frames": splits.num_validation_frames,
         },
     }
-    if (folder / SUMMARY_FILE).exists():
-        raise FileExistsError(
-            f"{folder} already holds a finished codec; use it as it is, or train into another folder"
-        )
-    if (folder / SETTINGS_FILE).exists():
-        if not resume:
-            raise FileExistsError(
-                f"{folder} holds an unfinished training; resume it, or choose another folder"
-            )
-        require_same_config(read_json(folder / SETTINGS_FILE), settings, folder)
-        for name in (STATE_FILE, WEIGHTS_FILE):
-            for half_written in folder.glob(f".{name}.*"):  # left by a kill in the middle of a save
-                half_written.unlink()
-        return
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise FileExistsError(
-            f"{folder} is not empty and holds no codec training; choose an empty or new folder"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS_FILE, settings)
 
 
 class _CodecRun:
     """State of one training: model, losses, optimisers, batches and the best result so far."""
+
+    picture_name = "reconstructions"
 
     def __init__(
         self,
@@ -176,21 +125,21 @@ class _CodecRun:
             )
         self.code_last_used = torch.full((model_config.num_codes,), -1, device=device)
         self.step = 0
+        self.last_metrics: dict[str, torch.Tensor] = {}
         self.best_l1, self.best_step = math.inf, 0
 
     def start_facts(self) -> dict[str, Any]:
         """What the first line of the log says."""
         config = self.config
         return {
-            "phase": "start",
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "train_frames": len(self.sampler),
             "perceptual_loss": "LPIPS" if self.losses.lpips is not None else "off (use_lpips=False)",
             "adversarial_loss": f"from step {config.disc_start_step}" if config.disc_weight > 0 else "off",
         }
 
-    def train_step(self) -> dict[str, torch.Tensor]:
-        """One optimiser step of codec and discriminator; returns metrics as tensors, without waiting for them."""
+    def train_step(self) -> None:
+        """One optimiser step of codec and discriminator; keeps its metrics as tensors, without waiting for them."""
         positions = self.sampler.draw(self.config.batch_frames)
         images = images_to_tensor(self.sampler.frames(positions)).to(self.device)
         stills = None
@@ -200,7 +149,9 @@ class _CodecRun:
             self._revive(images)
         self._set_learning_rate()
         metrics, vectors, tokens = self.losses.backward(images, stills, self.step)
-        self._require_finite(metrics["loss"])
+        config = self.config
+        advice = f" or a disc_weight below {config.disc_weight:g}" if config.disc_weight > 0 else ""
+        require_finite(metrics["loss"].item(), self.step, "codec", config.learning_rate, advice)
         self.optimiser.step()
         if self.disc_optimiser is not None and self.losses.uses_discriminator(self.step):
             self.disc_optimiser.step()
@@ -208,7 +159,7 @@ class _CodecRun:
             self.model.codebook.ema_update(vectors, tokens)
         self.code_last_used[tokens] = self.step
         self.step += 1
-        return metrics
+        self.last_metrics = metrics
 
     def _set_learning_rate(self) -> None:
         rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
@@ -231,14 +182,6 @@ class _CodecRun:
         self.model.codebook.set_codes(rows, vectors[chosen.to(self.device)])
         self.code_last_used[rows] = self.step
 
-    def _require_finite(self, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the codec's loss is {loss.item()} at step {self.step}. The last saved state is intact, but going "
-                f"on from it would end the same way: start again in another folder with a learning_rate below "
-                f"{self.config.learning_rate:g} or a disc_weight below {self.config.disc_weight:g}"
-            )
-
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean absolute error and code use on held-out frames; keeps the weights if they are the best."""
@@ -260,8 +203,9 @@ class _CodecRun:
         use = {f"validation_{name}": value for name, value in code_use(used).items()}
         return {"validation_l1": l1, "best_validation_l1": self.best_l1, **use}
 
-    def numbers(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Metrics of a step as plain numbers, with the learning rate."""
+    def numbers(self) -> dict[str, float]:
+        """Metrics of the last step as plain numbers, with the learning rate."""
+        metrics = self.last_metrics
         tokens = metrics["tokens"]
         counts = torch.bincount(tokens, minlength=self.model.config.num_codes).cpu()
         values = {name: value.item() for name, value in metrics.items() if name != "tokens"}
@@ -307,14 +251,9 @@ class _CodecRun:
         self.code_last_used = state["code_last_used"].to(self.device)
         self.step, self.best_l1, self.best_step = state["step"], state["best_l1"], state["best_step"]
 
-    def summary(self, wall_s: float) -> dict[str, Any]:
-        """What `summary.json` says."""
-        return {
-            "steps": self.total_steps,
-            "wall_s": round(wall_s, 1),
-            "best_validation_l1": self.best_l1,
-            "best_step": self.best_step,
-        }
+    def best(self) -> dict[str, float]:
+        """The best validation result, for the summary."""
+        return {"best_validation_l1": self.best_l1, "best_step": self.best_step}
 
 
 def code_use(counts: torch.Tensor) -> dict[str, float]:

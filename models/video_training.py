@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoints import (
-    STATE_FILE,
-    apply_weights,
-    load_tensors,
-    require_same_config,
-    save_tensors,
-)
-from models.files import read_json, write_json
+from models.checkpoints import STATE_FILE, apply_weights, load_tensors, save_tensors
 from models.frames import tensor_to_images
-from models.training_log import Progress, TrainingLog
+from models.training_folder import claim_folder, require_finite, run_training, seeded, video_settings
+from models.training_log import Progress
 from models.video_facts import check_resolution, codec_facts, dataset_facts
 from models.video_training_config import LearningRate, VideoTrainingConfig
 from models.video_windows import TokenWindows, corrupt_tokens
@@ -41,8 +33,6 @@ from models.vqgan import VQGAN, load_codec
 
 __all__ = ["VideoTrainingConfig", "train_video_model"]
 
-SETTINGS_FILE = "training.json"
-SUMMARY_FILE = "summary.json"
 PICTURE_JUMPS = 11
 
 
@@ -87,80 +77,18 @@ def train_video_model(
     codec = load_codec(codec_folder, device)
     require_codec_fits(model_config, codec)
     check_resolution(videos[0].render, codec)
-    _claim_folder(folder, _settings(config, model_config, videos), resume)
+    settings = video_settings(config, model_config, videos)
+    claim_folder(folder, settings, resume, "video model", "video")
     run = _VideoRun(config, model_config, videos, codec, folder, torch.device(device))
     run.config_facts = {**facts, **(extra or {})}
     run.codec_facts = codec_config_facts
-    if (folder / STATE_FILE).exists():
-        run.restore()
-    with TrainingLog(folder, progress, total_steps=run.total_steps, resume_step=run.step or -1) as log:
-        if run.step == 0:
-            log.scalars(0, run.start_facts())
-        while run.step < run.total_steps:
-            run.train_step()
-            if _due(run.step, config.log_every_steps, run.total_steps):
-                log.scalars(run.step, {"phase": "train", **run.numbers()})
-            if _due(run.step, config.validate_every_steps, run.total_steps):
-                log.scalars(run.step, {"phase": "validation", **run.validate()})
-                log.images(run.step, "history_truth_sample", run.pictures())
-            if _due(run.step, config.save_every_steps, run.total_steps):
-                run.save()
-        summary = run.summary(log.wall_s)
-    write_json(folder / SUMMARY_FILE, summary)
-    return summary
-
-
-def _settings(
-    config: VideoTrainingConfig, model_config: VQDiffusionConfig, videos: Sequence[VideoSet]
-) -> dict[str, Any]:
-    counts = {f"{s}_videos": sum(len(v.split(s)) for v in videos) for s in ("train", "validation")}
-    for name, count in counts.items():
-        if not count:
-            raise ValueError(
-                f"{name} is 0: collect more videos, every fifth goes to the validation split by default"
-            )
-    data = {**dataset_facts(videos), **counts}
-    return {"training": asdict(config), "model": asdict(model_config), "data": data}
-
-
-def _claim_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Writes the settings of a new folder, or checks those of an old one."""
-    if (folder / SUMMARY_FILE).exists():
-        raise FileExistsError(
-            f"{folder} already holds a finished video model; use it as it is, or train into another folder"
-        )
-    if (folder / SETTINGS_FILE).exists():
-        if not resume:
-            raise FileExistsError(
-                f"{folder} holds an unfinished training; resume it, or choose another folder"
-            )
-        require_same_config(read_json(folder / SETTINGS_FILE), settings, folder)
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{folder} is not empty and holds no video training; choose an empty or new folder"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS_FILE, settings)
-
-
-def _due(step: int, every: int, total: int) -> bool:
-    return step % every == 0 or step == total
-
-
-@contextmanager
-def _seeded(device: torch.device, *numbers: int) -> Iterator[None]:
-    """Makes all randomness inside a function of `numbers`: a resumed step draws what the first try drew."""
-    devices = [device] if device.type == "cuda" else []
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+    return run_training(run, config, folder, progress)
 
 
 class _VideoRun:
     """State of one training: model, its average, optimiser, and the best result so far."""
 
+    picture_name = "history_truth_sample"
     config_facts: dict[str, Any]
     codec_facts: dict[str, Any]
 
@@ -179,7 +107,7 @@ class _VideoRun:
         self.train_windows = TokenWindows.encode(codec, frames["train"], history, skip)
         self.validation_windows = TokenWindows.encode(codec, frames["validation"], history, skip)
         self.total_steps = config.steps_for(len(self.train_windows))
-        with _seeded(device, config.seed):
+        with seeded(device, config.seed):
             self.model = VQDiffusion(model_config).to(device).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -197,7 +125,6 @@ class _VideoRun:
     def start_facts(self) -> dict[str, Any]:
         """What the first line of the log says."""
         return {
-            "phase": "start",
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "train_windows": len(self.train_windows),
             "validation_windows": len(self.validation_windows),
@@ -206,7 +133,7 @@ class _VideoRun:
     def train_step(self) -> None:
         """One optimiser step and, when due, one step of the average."""
         config = self.config
-        with _seeded(self.device, config.seed, self.step):
+        with seeded(self.device, config.seed, self.step):
             index = torch.randint(len(self.train_windows), (config.batch_windows,), device=self.device)
             history, target = self.train_windows.rows(index)
             if config.condition_corruption_prob > 0:
@@ -263,12 +190,7 @@ class _VideoRun:
     def numbers(self) -> dict[str, float]:
         """Mean loss since the last call, learning rate and gradient norm, as plain numbers."""
         mean_loss = float(self.loss_sum / self.loss_steps)
-        if not math.isfinite(mean_loss):
-            raise FloatingPointError(
-                f"the video model's loss is {mean_loss} around step {self.step}. The last saved state is intact, but "
-                "going on from it would end the same way: start again in another folder with a learning_rate below "
-                f"{self.config.learning_rate:g}"
-            )
+        require_finite(mean_loss, self.step, "video model", self.config.learning_rate)
         self.learning_rate.observe(self.step, mean_loss)
         self.loss_sum, self.loss_steps = torch.zeros((), device=self.device), 0
         rate = self.optimiser.param_groups[0]["lr"]
@@ -290,7 +212,7 @@ class _VideoRun:
 
     def _mean_loss(self, model: VQDiffusion, index: Tensor) -> float:
         total = 0.0
-        with _seeded(self.device, self.config.seed):
+        with seeded(self.device, self.config.seed):
             shuffled = index[torch.randperm(len(index), device=self.device)]
             for part in shuffled.split(max(self.config.batch_windows, 64)):
                 history, target = self.validation_windows.rows(part)
@@ -303,7 +225,7 @@ class _VideoRun:
         index = self.validation_windows.even(count).to(self.device)
         history, target = self.validation_windows.rows(index)
         jumps = 1 if self.config.all_mask_fraction == 1 else min(PICTURE_JUMPS, self.average.num_steps)
-        with _seeded(self.device, self.config.seed):
+        with seeded(self.device, self.config.seed):
             sample = generate_tokens(self.average, self.average.condition(history), jumps)
         last = history[:, -target.shape[1] :]
         frames = [tensor_to_images(self.codec.decode_tokens(tokens)) for tokens in (last, target, sample)]
@@ -335,11 +257,6 @@ class _VideoRun:
         self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
         self.step, self.best_loss, self.best_step = state["step"], state["best_loss"], state["best_step"]
 
-    def summary(self, wall_s: float) -> dict[str, Any]:
-        """What `summary.json` says."""
-        return {
-            "steps": self.total_steps,
-            "wall_s": round(wall_s, 1),
-            "best_validation_loss": self.best_loss,
-            "best_step": self.best_step,
-        }
+    def best(self) -> dict[str, float]:
+        """The best validation result, for the summary."""
+        return {"best_validation_loss": self.best_loss, "best_step": self.best_step}
