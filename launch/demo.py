@@ -7,10 +7,8 @@ Runs the same commands that a person would, one after the other, and ends with a
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,12 @@ from launch import cli
 from launch.cli import UsageError
 from launch.paths import absolute_path
 from launch.run_folder import RunFolder
+from launch.steps import Step, run_step
 from models.files import read_json
 
-ROOT = Path(__file__).resolve().parents[1]
 OTHERS = ("random", "half", "noisy")
 # Rewards of the video model that the demo trains; others are compared with it.
 FROZEN = ("diffusion", "diffusion_likelihood")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the demo and how long it took."""
-
-    name: str
-    seconds: float
 
 
 class Demo:
@@ -115,13 +105,7 @@ class Demo:
         self._step("evaluation", ["evaluate", f"run={out}/run", *final])
 
     def _step(self, name: str, arguments: list[str]) -> None:
-        command = [f"launch/{arguments[0]}.py", *arguments[1:]]
-        print(f"\n=== {name}\n$ python {' '.join(command)}", flush=True)
-        start_s = time.monotonic()
-        code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
-        if code != 0:
-            raise RuntimeError(f"step '{name}' failed with exit code {code}; the message above says why")
-        self.steps.append(Step(name, time.monotonic() - start_s))
+        self.steps.append(run_step(name, arguments))
 
     def table(self, total_s: float) -> Table:
         """What was found, for the end of the demo."""

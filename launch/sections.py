@@ -9,6 +9,7 @@ from typing import Any
 
 DATACLASSES = {
     "env": "actors.envs.registry:EnvConfig",
+    "imitation": "actors.imitation:ImitationConfig",
     "codec": "models.vqgan:VQGANConfig",
     "codec_training": "models.codec_config:CodecTrainingConfig",
     "video": "models.vqdiffusion.config:VQDiffusionConfig",
@@ -33,6 +34,7 @@ SHARED_BY_ALL = {
 }
 SECTIONS = {
     "collect": ("env",),
+    "imitate": ("env", "imitation"),
     "pretrain": ("env", "codec", "codec_training", "video", "video_training", "reward", "frame_reward"),
     "score": ("env", "reward", "frame_reward"),
     "train": (
@@ -51,6 +53,7 @@ SECTIONS = {
     ),
     "evaluate": (),
     "demo": ("env",),
+    "quality": ("env",),
 }
 # Keys whose value follows from others; they are not offered on the command line.
 DERIVED = {

@@ -1,0 +1,241 @@
+"""Judges every reward on held-out videos: AUC against four kinds of others, and rank correlation with progress.
+
+    python launch/quality.py task_set=metaworld7
+    python launch/quality.py task=adroit-door rewards=[diffusion,viper,amp]
+
+Videos and models that are missing are collected and trained first. Writes quality.json and quality.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from omegaconf import DictConfig
+
+from actors.envs.registry import task_set
+from launch import cli
+from launch.cli import UsageError, group_options, suggest
+from launch.paths import absolute_path
+from launch.quality_rewards import Scorer, frozen_scorer, learning_scorer, sparse_scorer
+from launch.steps import run_step
+from models.episode import Episode
+from models.files import write_json
+from models.videos import VideoSet, read_videos
+from reward_service.corruptions import CORRUPTIONS
+from reward_service.quality import compare, progress_correlation
+
+OTHERS = ("random", "noisy")
+EDITED = ("reversed", "frozen")
+BEHAVIOURS = ("expert", *OTHERS)
+
+
+def main() -> None:
+    """Entry point of `python launch/quality.py`."""
+    cli.main("quality", __doc__ or "", quality)
+
+
+def quality(config: DictConfig) -> int:
+    """Makes what is missing, judges every reward on every task, writes the tables.
+
+    Raises:
+        UsageError: for an unknown reward or set, or an output folder that exists.
+        RuntimeError: if collecting or training fails.
+    """
+    rewards = [str(name) for name in config.rewards]
+    for name in rewards:
+        if name not in group_options("reward"):
+            raise UsageError(f"unknown reward {name!r}; {suggest(name, group_options('reward'))}")
+    own = config.env.task
+    name = config.task_set if config.task_set is not None else own
+    tasks = task_set(config.task_set) if config.task_set is not None else (own,)
+    default = f"quality/{name}_{time.strftime('%Y%m%d-%H%M%S')}"
+    out = absolute_path(config.out if config.out is not None else default, "out")
+    if out.exists():
+        raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
+    data = absolute_path(str(config.data), "data")
+    checkpoints = absolute_path(str(config.checkpoints), "checkpoints")
+    frozen = {reward: _checkpoint(config, reward, checkpoints, name) for reward in rewards}
+    for task in tasks:
+        _collect_missing(config, task, data)
+    _train_missing(config, tasks, data, checkpoints, name, frozen)
+    out.mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
+    for task in tasks:
+        videos = {behaviour: read_videos(data / task / behaviour) for behaviour in BEHAVIOURS}
+        for reward in rewards:
+            score = _scorer(config, reward, frozen[reward], task, videos["random"], data)
+            row = {"task": task, "reward": reward, **judge(score, videos, can_edit=reward != "sparse")}
+            rows.append(row)
+            print(f"[quality] {task:<16} {reward:<21} {_line(row)}", flush=True)
+            write_json(out / "quality.json", {"preset": config.preset_name, "models": name, "rows": rows})
+    text = f"{table(means(rows, name))}\n\n{table(rows)}\n"
+    (out / "quality.md").write_text(text)
+    print(f"\n{text}\nwritten: {out}/quality.md, quality.json")
+    return 0
+
+
+def judge(score: Scorer, videos: Mapping[str, VideoSet], *, can_edit: bool = True) -> dict[str, Any]:
+    """AUCs of the expert's held-out videos against each kind of others, and progress correlation.
+
+    Args:
+        score: The reward.
+        videos: Behaviour -> videos; the validation split of each is judged.
+        can_edit: Whether the reward has values for edited frames (the environment's own reward has none).
+
+    Returns:
+        "against": {kind: {"auc_per_episode", "auc_per_frame", ...}}, "progress": mean rank correlation within an
+        episode, "mean": mean reward per frame of the expert.
+
+    Raises:
+        UsageError: if a behaviour has no validation videos.
+    """
+    held_out = {behaviour: _held_out(videos[behaviour]) for behaviour in BEHAVIOURS}
+    expert = score(held_out["expert"])
+    others = {behaviour: score(held_out[behaviour]) for behaviour in OTHERS}
+    if can_edit:
+        others |= {kind: score([_edited(e, kind) for e in held_out["expert"]]) for kind in EDITED}
+    return {
+        "against": {kind: compare(expert, values) for kind, values in others.items()},
+        "progress": progress_correlation(expert)["per_episode"],
+        "mean": float(np.concatenate(expert).mean()),
+        "videos": {behaviour: len(episodes) for behaviour, episodes in held_out.items()},
+    }
+
+
+def means(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """One row per reward: the mean over the tasks."""
+    averaged = []
+    for reward in dict.fromkeys(row["reward"] for row in rows):
+        mine = [row for row in rows if row["reward"] == reward]
+        keys = ("auc_per_episode", "auc_per_frame")
+        against = {
+            kind: {key: float(np.mean([row["against"][kind][key] for row in mine])) for key in keys}
+            for kind in mine[0]["against"]
+        }
+        progress = float(np.mean([row["progress"] for row in mine]))
+        averaged.append(
+            {"task": f"mean of {name}", "reward": reward, "against": against, "progress": progress}
+        )
+    return averaged
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: AUC per episode / per frame against each kind, and progress correlation."""
+    kinds = [*OTHERS, *EDITED]
+    lines = [
+        "| task | reward | " + " | ".join(kinds) + " | progress |",
+        "| --- | --- |" + " --- |" * (len(kinds) + 1),
+    ]
+    for row in rows:
+        cells = [_cell(row["against"].get(kind)) for kind in kinds]
+        lines.append(
+            f"| {row['task']} | {row['reward']} | " + " | ".join(cells) + f" | {row['progress']:+.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(measured: Mapping[str, float] | None) -> str:
+    return f"{measured['auc_per_episode']:.2f} / {measured['auc_per_frame']:.2f}" if measured else "-"
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    parts = [f"{kind} {_cell(measured)}" for kind, measured in row["against"].items()]
+    return "  ".join([*parts, f"progress {row['progress']:+.2f}"])
+
+
+def _held_out(videos: VideoSet) -> tuple[Episode, ...]:
+    episodes = videos.split("validation")
+    if not episodes:
+        raise UsageError(
+            f"{videos.folder} has no held-out videos; collect it again with validation_every=2, or give another data="
+        )
+    return episodes
+
+
+def _edited(episode: Episode, kind: str) -> Episode:
+    frames = CORRUPTIONS[kind](episode.frames)
+    return Episode(**{**vars(episode), "frames": frames, "episode_id": f"{episode.episode_id}/{kind}"})
+
+
+def _settings(config: DictConfig, verb: str, reward: str, task: str) -> DictConfig:
+    return cli.compose(verb, [f"reward={reward}", f"preset={config.preset_name}", f"task={task}"])
+
+
+def _checkpoint(config: DictConfig, reward: str, checkpoints: Path, name: str) -> Path | None:
+    """<checkpoints>/<kind>/<name> of a frozen reward, None of another one."""
+    pattern = _settings(config, "train", reward, config.env.task).reward.checkpoint
+    return None if pattern is None else checkpoints / Path(pattern).parent.name / name
+
+
+def _scorer(
+    config: DictConfig,
+    reward: str,
+    checkpoint: Path | None,
+    task: str,
+    random_videos: VideoSet,
+    data: Path,
+) -> Scorer:
+    if checkpoint is not None:
+        settings = _settings(config, "score", reward, task)
+        settings.device = config.device
+        return frozen_scorer(settings, checkpoint, task)
+    settings = _settings(config, "train", reward, task)
+    if settings.bonus.name == "none":
+        return sparse_scorer
+    if "videos" in settings.bonus:
+        settings.bonus.videos = str(data / task / "expert")
+    return learning_scorer(settings, random_videos, config.bonus_updates, config.seed)
+
+
+def _collect_missing(config: DictConfig, task: str, data: Path) -> None:
+    for behaviour in BEHAVIOURS:
+        folder = data / task / behaviour
+        if (folder / "index.json").exists():
+            continue
+        is_expert = behaviour == "expert"
+        arguments = [
+            f"task={task}",
+            f"preset={config.preset_name}",
+            f"behaviour={behaviour}",
+            f"episodes={config.expert_episodes if is_expert else config.other_episodes}",
+            f"validation_every={5 if is_expert else 2}",
+            f"seed={config.seed if is_expert else config.seed + 1}",
+            f"out={folder}",
+        ]
+        run_step(f"{behaviour} videos of {task}", ["collect", *arguments])
+
+
+def _train_missing(
+    config: DictConfig,
+    tasks: Sequence[str],
+    data: Path,
+    checkpoints: Path,
+    name: str,
+    frozen: Mapping[str, Path | None],
+) -> None:
+    kinds = list(dict.fromkeys(path.parent.name for path in frozen.values() if path is not None))
+    videos = ",".join(str(data / task / "expert") for task in tasks)
+    common = [f"task={tasks[0]}", f"preset={config.preset_name}", f"data=[{videos}]", f"seed={config.seed}"]
+    for kind in (["codec"] if kinds else []) + kinds:
+        folder = checkpoints / kind / name
+        if (folder / "summary.json").exists():
+            continue
+        arguments = [f"stage={kind}", f"out={folder}", f"device={config.device}"]
+        if kind != "codec":
+            arguments.append(f"codec_checkpoint={checkpoints / 'codec' / name}")
+        steps = config[f"{kind}_steps"]
+        if steps is not None:
+            arguments.append(f"{kind}_training.train_steps={steps}")
+        run_step(f"{kind} of {name}", ["pretrain", *common, *arguments])
+
+
+if __name__ == "__main__":
+    main()
