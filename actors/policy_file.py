@@ -57,6 +57,12 @@ class FilePolicy:
         self.arrays = {key: arrays[key].astype(np.float32) for key in ARRAYS}
         self.state_size, _, _, self.action_size = (int(size) for size in arrays["layer_sizes"])
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of the file format, for `save_policy_file`."""
+        hidden = self.arrays["b0"].shape[0], self.arrays["b1"].shape[0]
+        sizes = np.array([self.state_size, *hidden, self.action_size], dtype=np.int32)
+        return {**self.arrays, "nonlinearity": np.array(NONLINEARITY), "layer_sizes": sizes}
+
     def __call__(self, state: np.ndarray) -> np.ndarray:
         """Mean action (A,) float32 in [-1, 1] of one state (S,), or (N, A) of (N, S).
 
