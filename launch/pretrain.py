@@ -1,7 +1,8 @@
-"""Trains the codec (VQ-GAN), the video model (VQ-Diffusion), or computes the statistics of its rewards.
+"""Trains the codec (VQ-GAN), a video model (VQ-Diffusion or VideoGPT), or computes the statistics of its rewards.
 
     python launch/pretrain.py stage=codec task=door-close
     python launch/pretrain.py stage=video task=door-close
+    python launch/pretrain.py stage=videogpt task=door-close                           (for reward=viper)
     python launch/pretrain.py stage=codec task_set=metaworld7                          (one model for several tasks)
     python launch/pretrain.py stage=statistics data=data/drawer-open/expert out=checkpoints/video/metaworld7
 
@@ -28,9 +29,9 @@ from launch.paths import absolute_path
 from launch.progress import Progress
 from models.videos import VideoSet, find_video_folders, read_videos
 
-STAGES = ("codec", "video", "statistics")
+STAGES = ("codec", "video", "videogpt", "statistics")
 # Whose statistics a stage computes by default.
-STAGE_REWARDS = {"video": "diffusion"}
+STAGE_REWARDS = {"video": "diffusion", "videogpt": "viper"}
 
 
 def main() -> None:
@@ -76,7 +77,9 @@ def pretrain(config: DictConfig) -> int:
         _train_codec(config, videos, out, device)
     elif config.stage == "video":
         _train_video(config, videos, name, out, device)
-    if config.stage in ("video", "statistics"):
+    elif config.stage == "videogpt":
+        _train_videogpt(config, videos, name, out, device)
+    if config.stage in (*STAGE_REWARDS, "statistics"):
         _statistics(config, videos, out, device)
     print(f"[{config.stage}] done: {out}")
     return 0
@@ -128,14 +131,30 @@ def _train_video(
     from models.video_training import VideoTrainingConfig, train_video_model
     from models.vqdiffusion.config import VQDiffusionConfig
 
-    codec = config.codec_checkpoint if config.codec_checkpoint is not None else f"checkpoints/codec/{name}"
     training = build(VideoTrainingConfig, {**config.video_training, "seed": config.seed}, "video_training.")
     model = build(VQDiffusionConfig, config.video, "video.")
     shown = Shown("video", ("loss", "validation_loss", "learning_rate"))
-    summary = train_video_model(
-        training, model, videos, absolute_path(str(codec), "codec_checkpoint"), out, device, shown
-    )
+    summary = train_video_model(training, model, videos, _codec_folder(config, name), out, device, shown)
     print(f"[video] {summary}")
+
+
+def _train_videogpt(
+    config: DictConfig, videos: list[VideoSet], name: str, out: Path, device: torch.device
+) -> None:
+    from models.videogpt.config import VideoGPTConfig
+    from models.videogpt_training import VideoGPTTrainingConfig, train_videogpt
+
+    values = {**config.videogpt_training, "seed": config.seed}
+    training = build(VideoGPTTrainingConfig, values, "videogpt_training.")
+    model = build(VideoGPTConfig, config.videogpt, "videogpt.")
+    shown = Shown("videogpt", ("loss", "validation_loss", "learning_rate"))
+    summary = train_videogpt(training, model, videos, _codec_folder(config, name), out, device, shown)
+    print(f"[videogpt] {summary}")
+
+
+def _codec_folder(config: DictConfig, name: str) -> Path:
+    codec = config.codec_checkpoint if config.codec_checkpoint is not None else f"checkpoints/codec/{name}"
+    return absolute_path(str(codec), "codec_checkpoint")
 
 
 def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:

@@ -14,6 +14,8 @@ DATACLASSES = {
     "codec_training": "models.codec_config:CodecTrainingConfig",
     "video": "models.vqdiffusion.config:VQDiffusionConfig",
     "video_training": "models.video_training_config:VideoTrainingConfig",
+    "videogpt": "models.videogpt.config:VideoGPTConfig",
+    "videogpt_training": "models.videogpt_training_config:VideoGPTTrainingConfig",
     "reward": "launch.settings:RewardSettings",
     "agent": "learner.drqv2:DrQV2Config",
     "replay": "learner.replay:ReplayConfig",
@@ -35,7 +37,10 @@ SHARED_BY_ALL = {
 SECTIONS = {
     "collect": ("env",),
     "imitate": ("env", "imitation"),
-    "pretrain": ("env", "codec", "codec_training", "video", "video_training", "reward", "frame_reward"),
+    "pretrain": (
+        *("env", "codec", "codec_training", "video", "video_training", "videogpt", "videogpt_training"),
+        *("reward", "frame_reward"),
+    ),
     "score": ("env", "reward", "frame_reward"),
     "train": (
         *(
@@ -61,6 +66,7 @@ DERIVED = {
     "replay": ("env_weight", "learned_weight", "episode_steps"),  # reward.*, env.episode_steps
     "codec_training": ("seed",),  # seed
     "video_training": ("seed",),
+    "videogpt_training": ("seed",),
 }
 TRAIN_SCALARS = "launch.settings:TrainSettings"
 
