@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.envs.registry import EnvConfig, make_env
+from actors.envs.registry import EnvConfig, domain_of, make_env
 from actors.experts import BEHAVIOURS, Behaviour, require_behaviour
 from actors.recording import EpisodeRecorder
 from actors.seeding import indexed_seed
@@ -33,8 +33,9 @@ def collect_episodes(
 ) -> Iterator[tuple[Episode, int]]:
     """Yields episodes of one behaviour, one at a time.
 
-    Expert episodes are successes only: a failed attempt is made again with the next seed. An expert episode whose
-    success does not last to its end is cut just after the first success. Other behaviours are kept as they come.
+    Expert episodes end with a success: a failed attempt is made again with the next seed. An expert episode whose
+    success does not last to its end is cut just after the first success, or counts as failed where the domain says so
+    (`Domain.cuts_expert_videos`). Other behaviours are kept as they come.
 
     Args:
         config: Task and renderer setting.
@@ -77,7 +78,7 @@ def _collect(
         env_seed = indexed_seed("video", seed, stream * ATTEMPTS_PER_STREAM + attempts)
         episode = _run_episode(env, config, behaviour, env_seed)
         attempts += 1
-        is_kept = behaviour != "expert" or episode.is_success
+        is_kept = behaviour != "expert" or bool(episode.successes[-1])
         done += is_kept
         if on_progress is not None:
             on_progress(done, episodes, attempts)
@@ -93,7 +94,7 @@ def _collect(
 
 
 def _run_episode(env: Any, config: EnvConfig, behaviour: str, seed: int) -> Episode:
-    """One full episode; an expert episode is trimmed."""
+    """One full episode; an expert episode is cut where its domain says so."""
     first_frame, _ = env.reset(seed=seed)
     recorder = EpisodeRecorder(f"{config.task}/{behaviour}/{seed}", config.task, first_frame)
     rng = np.random.default_rng([seed, BEHAVIOURS.index(behaviour)])
@@ -104,7 +105,9 @@ def _run_episode(env: Any, config: EnvConfig, behaviour: str, seed: int) -> Epis
         frame, reward, terminated, truncated, info = env.step(action)
         recorder.add(action, frame, reward, info)
     episode = recorder.build()
-    return recorder.build(trimmed_length(episode.successes)) if behaviour == "expert" else episode
+    if behaviour == "expert" and domain_of(config.task).cuts_expert_videos:
+        return recorder.build(trimmed_length(episode.successes))
+    return episode
 
 
 def trimmed_length(successes: np.ndarray) -> int:

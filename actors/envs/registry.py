@@ -42,11 +42,14 @@ class Domain:
         name: "metaworld", ...
         tasks: Length of the action vector by task name; names are unique over all domains.
         environment: "module:class", imported only when an environment is made. The class takes an `EnvConfig`.
+        cuts_expert_videos: What is done with an expert video whose success does not last to its end: cut it just
+            after the first success (True; some tasks of MetaWorld let go), or leave it out (False).
     """
 
     name: str
     tasks: Mapping[str, int]
     environment: str
+    cuts_expert_videos: bool
 
 
 DOMAINS = (
@@ -54,11 +57,13 @@ DOMAINS = (
         name="metaworld",
         tasks=dict.fromkeys(METAWORLD_PAPER_TASKS + METAWORLD_UNSEEN_TASKS + METAWORLD_EXTRA_TASKS, 4),
         environment="actors.envs.metaworld:MetaWorldEnv",
+        cuts_expert_videos=True,
     ),
     Domain(
         name="adroit",
         tasks={"adroit-door": 28, "adroit-hammer": 26, "adroit-pen": 24, "adroit-relocate": 30},
         environment="actors.envs.adroit:AdroitEnv",
+        cuts_expert_videos=False,
     ),
 )
 
