@@ -11,11 +11,12 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from actors.envs.gl import check_gl
 from launch import cli
@@ -55,12 +56,32 @@ def run_training(config: DictConfig) -> int:
     if config.reward.checkpoint is not None:
         folder = config.reward.checkpoint.replace("{task}", config.env.task)
         config.reward.checkpoint = str(absolute_path(folder, "reward.checkpoint"))
+    if config.bonus.get("videos") is not None:
+        config.bonus.videos = video_folders(config.bonus.videos, config.env.task)
     settings = train_settings(config)
     check_reward_model(settings)
+    check_bonus(settings)
     if ray_address(settings.cluster.address) == "local":
         check_gl()  # On a cluster the nodes that render may be others than this one.
     folder, wall_offset_s = _run_folder(config, settings)
     return train(settings, folder, wall_offset_s)
+
+
+def video_folders(given: Any, task: str) -> str | list[str]:
+    """Video folders of a bonus as absolute paths, with the task's name in place of "{task}"."""
+    if isinstance(given, (list, tuple, ListConfig)):
+        return [str(video_folders(folder, task)) for folder in given]
+    return str(absolute_path(str(given).replace("{task}", task), "bonus.videos"))
+
+
+def check_bonus(settings: TrainSettings) -> None:
+    """Refuses a bonus that does not fit the environment, such as expert videos of another task.
+
+    Raises:
+        ValueError, FileNotFoundError: saying what does not fit and what to do.
+    """
+    env = settings.env
+    settings.bonus.check_environment(env.render, env.action_repeat, env.task, env.domain)
 
 
 def check_reward_model(settings: TrainSettings) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 
 from learner.batch import TensorBatch
+from models.videos import RenderSettings
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,13 @@ class BonusConfig:
                 f"bonus.train_every_updates={self.train_every_updates!r} is not allowed: "
                 "expected a whole number of at least 1"
             )
+
+    def check_environment(self, render: RenderSettings, action_repeat: int, task: str, domain: str) -> None:
+        """Refuses what does not fit the environment of a run, before the run starts. Most bonuses fit any.
+
+        Raises:
+            ValueError, FileNotFoundError: saying what does not fit and what to do.
+        """
 
 
 class Bonus(Protocol):
