@@ -23,7 +23,8 @@ class AMPBonusConfig(BonusConfig):
 
     Attributes:
         train_every_updates: As in `BonusConfig`; officially every 10 agent steps, that is 5 updates.
-        videos: Folder of expert videos of the task, or several of them; all their frames are used.
+        videos: Folder of expert videos of the task, or several of them; the frames of
+            their training split are used.
         reward_on: Frame that is rewarded: "obs" (official, s_t) or "next_obs" (s_{t+n}, as RND).
         amp: Sizes and training of the discriminator.
     """
@@ -103,7 +104,7 @@ class AMPBonus:
 
     def __init__(self, config: AMPBonusConfig, resolution_px: int, device: torch.device) -> None:
         self.config, self.weight = config, config.weight
-        frames = _all_frames(config, resolution_px)
+        frames = _training_frames(config, resolution_px)
         self._digest = zlib.crc32(frames.data)
         self.expert_frames = torch.from_numpy(frames).to(device)
         self.amp = AMP(config.amp, resolution_px).to(device)
@@ -111,6 +112,7 @@ class AMPBonus:
         # On the CPU, so that the frames drawn do not depend on the device; seeded by the learner's seed.
         self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self._updates = 0
+        self._metrics: dict[str, torch.Tensor] = {}
 
     def bonus(self, batch: TensorBatch) -> torch.Tensor | None:
         """(B, 1) float32: the reward of s_t (or s_{t+n}), in [0, 1] unless it is normalised."""
@@ -121,11 +123,18 @@ class AMPBonus:
         return value
 
     def update(self, batch: TensorBatch) -> dict[str, torch.Tensor]:
-        """Trains the discriminator every `train_every_updates` calls, the first one included."""
+        """Trains the discriminator every `train_every_updates` calls, the first one included.
+
+        Returns:
+            Metrics of the discriminator's last update, for the learner looks at those of some calls only.
+        """
         due = self._updates % self.config.train_every_updates == 0
         self._updates += 1
-        if not due:
-            return {}
+        if due:
+            self._metrics = self._train(batch)
+        return self._metrics
+
+    def _train(self, batch: TensorBatch) -> dict[str, torch.Tensor]:
         policy_frames = batch.obs[: self.config.amp.batch_size]
         count, device = len(policy_frames), self.expert_frames.device
         rows = torch.randint(len(self.expert_frames), (count,), generator=self._generator)
@@ -160,8 +169,10 @@ class AMPBonus:
         self._generator.set_state(state["generator"].cpu())
 
 
-def _all_frames(config: AMPBonusConfig, resolution_px: int) -> np.ndarray:
-    frames = [episode.frames for videos in config.read_videos() for episode in videos.episodes]
+def _training_frames(config: AMPBonusConfig, resolution_px: int) -> np.ndarray:
+    frames = [episode.frames for videos in config.read_videos() for episode in videos.split("train")]
+    if not frames:
+        raise ValueError(f"{', '.join(config.folders)} have no training videos; collect more of them")
     for array in frames:
         if array.shape[1:] != (resolution_px, resolution_px, 3):
             raise ValueError(
