@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.envs.registry import EnvConfig, domain_of, make_env
-from actors.experts import BEHAVIOURS, Behaviour, require_behaviour
+from actors.experts import BEHAVIOURS, Behaviour, Policy, require_behaviour
 from actors.recording import EpisodeRecorder
 from actors.seeding import indexed_seed
 from models.episode import Episode
@@ -30,6 +30,7 @@ def collect_episodes(
     on_progress: Progress | None = None,
     stream: int = 0,
     max_failures: int | None = None,
+    expert: Policy | None = None,
 ) -> Iterator[tuple[Episode, int]]:
     """Yields episodes of one behaviour, one at a time.
 
@@ -45,6 +46,7 @@ def collect_episodes(
         on_progress: Called after each attempt with (done, asked for, attempts).
         stream: Number of this collector, 0 to 255, when several share a seed; each has its own scenes.
         max_failures: Failed expert attempts before giving up; default 20 + `episodes`.
+        expert: Used instead of the domain's own expert.
 
     Yields:
         (episode, its environment seed).
@@ -60,7 +62,7 @@ def collect_episodes(
         raise ValueError(f"stream is {stream}, expected 0 to 255")
     indexed_seed("video", seed, 0)  # refuses a bad seed before any work
     allowed = 20 + episodes if max_failures is None else max_failures
-    return _collect(config, behaviour, episodes, seed, on_progress, stream, allowed)
+    return _collect(config, behaviour, episodes, seed, on_progress, stream, allowed, expert)
 
 
 def _collect(
@@ -71,12 +73,13 @@ def _collect(
     on_progress: Progress | None,
     stream: int,
     max_failures: int,
+    expert: Policy | None,
 ) -> Iterator[tuple[Episode, int]]:
     env = make_env(config)
     done = attempts = 0
     while done < episodes:
         env_seed = indexed_seed("video", seed, stream * ATTEMPTS_PER_STREAM + attempts)
-        episode = _run_episode(env, config, behaviour, env_seed)
+        episode = _run_episode(env, config, behaviour, env_seed, expert)
         attempts += 1
         is_kept = behaviour != "expert" or bool(episode.successes[-1])
         done += is_kept
@@ -93,12 +96,14 @@ def _collect(
     env.close()
 
 
-def _run_episode(env: Any, config: EnvConfig, behaviour: str, seed: int) -> Episode:
+def _run_episode(
+    env: Any, config: EnvConfig, behaviour: str, seed: int, expert: Policy | None = None
+) -> Episode:
     """One full episode; an expert episode is cut where its domain says so."""
     first_frame, _ = env.reset(seed=seed)
     recorder = EpisodeRecorder(f"{config.task}/{behaviour}/{seed}", config.task, first_frame)
     rng = np.random.default_rng([seed, BEHAVIOURS.index(behaviour)])
-    policy = Behaviour(behaviour, config.task, env.action_space.shape[0], rng)
+    policy = Behaviour(behaviour, config.task, env.action_space.shape[0], rng, expert)
     truncated = terminated = False
     while not (truncated or terminated):
         action = policy.act(env.state)

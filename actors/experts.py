@@ -15,6 +15,7 @@ HALF_EXPERT_STEPS = 12
 # nine tenths (pen) of the scenes, with 0.4 none of door and relocate.
 NOISE_STDDEV = {"metaworld": 1.0, "adroit": 0.2}
 
+Policy = Callable[[np.ndarray], np.ndarray]
 # Experts by domain: "module:function", (task) -> (low-dimensional state -> action).
 EXPERTS = {
     "metaworld": "actors.envs.metaworld:expert_policy",
@@ -23,21 +24,30 @@ EXPERTS = {
 
 
 class ScriptedExpert:
-    """The scripted policy of a task, from the low-dimensional state of its environment."""
+    """The expert of a task, from the low-dimensional state of its environment: its domain's own, or a given one."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, policy: Policy | None = None) -> None:
         """Looks the policy up.
+
+        Args:
+            task: Task name.
+            policy: Used instead of the domain's own, for example from `actors.expert_sources.load_expert`.
 
         Raises:
             ValueError: if the task is unknown, or its domain has no expert.
         """
         domain = domain_of(task).name
+        if policy is not None:
+            self._act: Policy = policy
+            if hasattr(policy, "reset"):  # A memory begins anew with each episode.
+                policy.reset()
+            return
         if domain not in EXPERTS:
             raise ValueError(
                 f"no expert for domain {domain!r} of task {task!r}; domains with one: {', '.join(EXPERTS)}"
             )
         module, name = EXPERTS[domain].split(":")
-        self._act: Callable[[np.ndarray], np.ndarray] = getattr(importlib.import_module(module), name)(task)
+        self._act = getattr(importlib.import_module(module), name)(task)
 
     def act(self, state: np.ndarray) -> np.ndarray:
         """Action (A,) float32 in [-1, 1] for one low-dimensional state."""
@@ -47,13 +57,20 @@ class ScriptedExpert:
 class Behaviour:
     """One way of acting in one episode.
 
-    - expert: the scripted policy.
+    - expert: the scripted policy, or the given one.
     - random: uniform actions.
     - half: the expert for its first 12 agent steps, uniform actions from then on.
     - noisy: the expert plus Gaussian noise, clipped; standard deviation 1 (MetaWorld) or 0.2 (Adroit).
     """
 
-    def __init__(self, name: str, task: str, action_dim: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        name: str,
+        task: str,
+        action_dim: int,
+        rng: np.random.Generator,
+        expert: Policy | None = None,
+    ) -> None:
         """Prepares an episode.
 
         Args:
@@ -61,6 +78,7 @@ class Behaviour:
             task: Task name.
             action_dim: Length A of an action.
             rng: Source of the random actions and the noise.
+            expert: Used instead of the domain's own expert: state (S,) -> action (A,).
 
         Raises:
             ValueError: if the behaviour or the task is unknown.
@@ -68,7 +86,7 @@ class Behaviour:
         require_behaviour(name)
         self._name, self._action_dim, self._rng = name, action_dim, rng
         self._noise_stddev = NOISE_STDDEV[domain_of(task).name]
-        self._expert = None if name == "random" else ScriptedExpert(task)
+        self._expert = None if name == "random" else ScriptedExpert(task, expert)
         self._step = 0
 
     def act(self, state: np.ndarray) -> np.ndarray:

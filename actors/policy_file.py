@@ -1,7 +1,8 @@
-"""Policies as plain arrays: a small tanh network from a low-dimensional state to an action, in one npz file."""
+"""Policies as plain arrays: a small network from a low-dimensional state to an action, in one npz file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,7 +13,16 @@ from models.files import write_atomic
 
 # Keeps the division by `in_scale` finite; part of the format.
 SCALE_EPSILON = 1e-8
-NONLINEARITY = "tanh"
+NONLINEARITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0.0),
+}
+# How the output becomes an action: clipped, or squashed (policies of SAC). Files without the key are clipped.
+OUTPUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "clip": lambda x: np.clip(x, -1.0, 1.0),
+    "tanh": np.tanh,
+}
+DEFAULT_OUTPUT = "clip"
 ARRAYS = (
     "w0",
     "b0",
@@ -32,13 +42,17 @@ KEYS = (*ARRAYS, "nonlinearity", "layer_sizes")
 class FilePolicy:
     """The mean action of a policy with two hidden layers.
 
-    a = clip(out_shift + out_scale * (W2 tanh(W1 tanh(W0 x + b0) + b1) + b2), -1, 1),
+    a = g(out_shift + out_scale * (W2 f(W1 f(W0 x + b0) + b1) + b2)),
     x = (state - in_shift) / (in_scale + 1e-8)
+
+    with f = tanh or relu (`nonlinearity`), and g = a clip to [-1, 1] or tanh (`output`).
 
     Attributes:
         arrays: The arrays of the file, float32 (`layer_sizes` (4,): state size S, hidden H, hidden H, action size A).
         state_size: S.
         action_size: A.
+        nonlinearity: "tanh" or "relu".
+        output: "clip" or "tanh".
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], name: str = "policy") -> None:
@@ -46,7 +60,8 @@ class FilePolicy:
 
         Args:
             arrays: `KEYS`: w0 (H, S), b0 (H,), w1 (H, H), b1 (H,), w2 (A, H), b2 (A,), in_shift and in_scale (S,),
-                out_shift, out_scale and log_std (A,), nonlinearity () text "tanh", layer_sizes (4,) int.
+                out_shift, out_scale and log_std (A,), nonlinearity () text "tanh" or "relu", layer_sizes (4,) int;
+                optional: output () text "clip" (default) or "tanh".
             name: Used in messages.
 
         Raises:
@@ -54,6 +69,8 @@ class FilePolicy:
         """
         _check(arrays, name)
         self._name = name
+        self.nonlinearity = str(arrays["nonlinearity"])
+        self.output = str(arrays.get("output", DEFAULT_OUTPUT))
         self.arrays = {key: arrays[key].astype(np.float32) for key in ARRAYS}
         self.state_size, _, _, self.action_size = (int(size) for size in arrays["layer_sizes"])
 
@@ -61,7 +78,10 @@ class FilePolicy:
         """The arrays of the file format, for `save_policy_file`."""
         hidden = self.arrays["b0"].shape[0], self.arrays["b1"].shape[0]
         sizes = np.array([self.state_size, *hidden, self.action_size], dtype=np.int32)
-        return {**self.arrays, "nonlinearity": np.array(NONLINEARITY), "layer_sizes": sizes}
+        words = {"nonlinearity": np.array(self.nonlinearity)}
+        if self.output != DEFAULT_OUTPUT:
+            words["output"] = np.array(self.output)
+        return {**self.arrays, **words, "layer_sizes": sizes}
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
         """Mean action (A,) float32 in [-1, 1] of one state (S,), or (N, A) of (N, S).
@@ -77,10 +97,11 @@ class FilePolicy:
             )
         p = self.arrays
         x = (state - p["in_shift"]) / (p["in_scale"] + SCALE_EPSILON)
-        hidden = np.tanh(x @ p["w0"].T + p["b0"])
-        hidden = np.tanh(hidden @ p["w1"].T + p["b1"])
+        activation = NONLINEARITIES[self.nonlinearity]
+        hidden = activation(x @ p["w0"].T + p["b0"])
+        hidden = activation(hidden @ p["w1"].T + p["b1"])
         action = (hidden @ p["w2"].T + p["b2"]) * p["out_scale"] + p["out_shift"]
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        return OUTPUTS[self.output](action).astype(np.float32)
 
 
 def _check(arrays: dict[str, np.ndarray], name: str) -> None:
@@ -89,9 +110,10 @@ def _check(arrays: dict[str, np.ndarray], name: str) -> None:
         raise ValueError(
             f"{name} is no policy file: {', '.join(missing)} missing; expected keys {', '.join(KEYS)}"
         )
-    nonlinearity = str(arrays["nonlinearity"])
-    if nonlinearity != NONLINEARITY:
-        raise ValueError(f"{name}: nonlinearity is {nonlinearity!r}, only {NONLINEARITY!r} is supported")
+    for key, allowed in (("nonlinearity", NONLINEARITIES), ("output", OUTPUTS)):
+        word = str(arrays.get(key, DEFAULT_OUTPUT))
+        if word not in allowed:
+            raise ValueError(f"{name}: {key} is {word!r}; supported are {', '.join(allowed)}")
     sizes = arrays["layer_sizes"]
     if sizes.shape != (4,) or sizes.dtype.kind not in "iu" or (sizes < 1).any():
         raise ValueError(f"{name}: layer_sizes is {sizes.tolist()}, expected four whole numbers of 1 or more")
@@ -134,10 +156,13 @@ def load_policy_file(path: str | Path) -> FilePolicy:
     if not path.is_file():
         raise FileNotFoundError(f"no policy file at {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    # A lone .npy array has no `files`; a damaged archive fails in zipfile.
-    except (ValueError, AttributeError, BadZipFile, EOFError) as error:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one lone array")
+        with loaded:
+            arrays = {key: loaded[key] for key in loaded.files}
+    # A damaged archive fails in zipfile, objects and text in numpy.
+    except (ValueError, BadZipFile, EOFError) as error:
         raise ValueError(f"{path} is no npz file of plain arrays: {error}") from error
     return FilePolicy(arrays, str(path))
 
@@ -157,6 +182,6 @@ def save_policy_file(path: str | Path, arrays: dict[str, Any]) -> None:
     if path.exists():
         raise FileExistsError(f"{path} already exists; nothing is overwritten")
     FilePolicy(arrays, str(path))
-    plain = {key: np.asarray(arrays[key]) for key in KEYS}
+    plain = {key: np.asarray(arrays[key]) for key in (*KEYS, "output") if key in arrays}
     plain |= {key: plain[key].astype(np.float32) for key in ARRAYS}
     write_atomic(path, lambda file: np.savez(file, **plain))

@@ -44,12 +44,14 @@ class Domain:
         environment: "module:class", imported only when an environment is made. The class takes an `EnvConfig`.
         cuts_expert_videos: What is done with an expert video whose success does not last to its end: cut it just
             after the first success (True; some tasks of MetaWorld let go), or leave it out (False).
+        camera: The view of the paper's experiments, for `RenderSettings.camera`.
     """
 
     name: str
     tasks: Mapping[str, int]
     environment: str
     cuts_expert_videos: bool
+    camera: str
 
 
 DOMAINS = (
@@ -58,12 +60,14 @@ DOMAINS = (
         tasks=dict.fromkeys(METAWORLD_PAPER_TASKS + METAWORLD_UNSEEN_TASKS + METAWORLD_EXTRA_TASKS, 4),
         environment="actors.envs.metaworld:MetaWorldEnv",
         cuts_expert_videos=True,
+        camera="corner2",
     ),
     Domain(
         name="adroit",
         tasks={"adroit-door": 28, "adroit-hammer": 26, "adroit-pen": 24, "adroit-relocate": 30},
         environment="actors.envs.adroit:AdroitEnv",
         cuts_expert_videos=False,
+        camera="paper",
     ),
 )
 

@@ -98,9 +98,9 @@ def test_failed_attempts_are_made_again_with_the_next_seed(monkeypatch):
     seen = []
     original = collecting._run_episode
 
-    def fail_first(env, config, behaviour, seed):
+    def fail_first(env, config, behaviour, seed, expert):
         seen.append(seed)
-        episode = original(env, config, "random" if len(seen) == 1 else behaviour, seed)
+        episode = original(env, config, "random" if len(seen) == 1 else behaviour, seed, expert)
         return episode
 
     monkeypatch.setattr(collecting, "_run_episode", fail_first)
