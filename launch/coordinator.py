@@ -99,9 +99,10 @@ class Coordinator:
             self._start_blocks()
             self._start_updates()
             self._wait()
-            self._report()
+            # Before the report: saving waits for the learner, and a synchronous run has a row after every update.
             if time.monotonic() - self._checkpointed_s > self.settings.checkpoint_every_s:
                 self._checkpoint()
+            self._report()
         if not self.stop:
             self._finish_evaluation()
         self._report(force=True)
