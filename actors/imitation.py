@@ -101,6 +101,10 @@ def measure_success(
 def _run(env: Any, seed: int, policy: Policy) -> Iterator[tuple[np.ndarray, bool]]:
     """Yields (state before the action, success after it) for each agent step of one episode."""
     env.reset_state(seed)
+    # An expert with a memory forgets the last episode.
+    reset = getattr(policy, "reset", None)
+    if callable(reset):
+        reset()
     truncated = False
     while not truncated:
         state = env.state

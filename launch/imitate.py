@@ -15,8 +15,9 @@ if __package__ in (None, ""):  # Run as a script: import from the project root, 
 from omegaconf import DictConfig
 
 from actors.envs.registry import EnvConfig
+from actors.expert_sources import load_expert
 from actors.imitation import ImitationConfig, Policy, Success, imitate, measure_success
-from actors.policy_file import load_policy_file, save_policy_file
+from actors.policy_file import save_policy_file
 from launch import cli
 from launch.cli import UsageError, build
 from launch.paths import absolute_path
@@ -30,7 +31,7 @@ class ImitateSettings:
     Attributes:
         env: Task, action repeat and time limit; nothing is drawn.
         imitation: How the student is trained.
-        reference: Policy file to imitate.
+        reference: The expert to imitate, as for `expert=` of collect.py: a policy file, ... or "module:function".
         eval_episodes: Evaluation episodes, at least 1.
         required_share: Least share of the reference's success, 0 to 1.
         seed: Base of all random numbers.
@@ -45,7 +46,9 @@ class ImitateSettings:
 
     def __post_init__(self) -> None:
         if self.reference is None:
-            raise ValueError("reference is missing; name the policy file to imitate: reference=<file>.npz")
+            raise ValueError(
+                "reference is missing; name the expert to imitate, for example reference=door.npz"
+            )
         if self.eval_episodes < 1:
             raise ValueError(f"eval_episodes must be at least 1, got {self.eval_episodes}")
         if not 0 <= self.required_share <= 1:
@@ -67,16 +70,11 @@ def run(config: DictConfig) -> int:
     names = ("env", "imitation", "reference", "eval_episodes", "required_share", "seed")
     settings = build(ImitateSettings, {name: config[name] for name in names})
     assert settings.reference is not None
-    reference = load_policy_file(absolute_path(settings.reference, "reference"))
+    reference = load_expert(settings.reference, settings.env.task)
     default = f"checkpoints/experts/{settings.env.task}.npz"
     out = absolute_path(config.out if config.out is not None else default, "out")
     if out.exists():
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another file with out=...")
-    if reference.action_size != settings.env.action_dim:
-        raise UsageError(
-            f"{settings.reference} gives actions of {reference.action_size} numbers, {settings.env.task} takes "
-            f"{settings.env.action_dim}: it belongs to another task"
-        )
 
     progress = _PhaseProgress()
     student = imitate(settings.env, reference, settings.imitation, settings.seed, progress)
