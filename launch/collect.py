@@ -48,6 +48,8 @@ class CollectSettings:
         validation_every: Every n-th is held out (0: none).
         seed: Base of the scene seeds; the same base gives every behaviour the same scenes.
         workers: Processes, or None for one per core.
+        expert: Where the expert comes from (`actors.expert_sources.load_expert`), or None for the domain's own.
+        trust_expert: Whether an expert that has to be unpickled may be.
     """
 
     env: EnvConfig
@@ -56,6 +58,8 @@ class CollectSettings:
     validation_every: int = 5
     seed: int = 0
     workers: int | None = None
+    expert: str | None = None
+    trust_expert: bool = False
 
     def __post_init__(self) -> None:
         from actors.experts import require_behaviour
@@ -83,8 +87,7 @@ def collect(config: DictConfig) -> int:
     """
     if config.task_set is not None:
         return _collect_set(config)
-    names = ("env", "behaviour", "episodes", "validation_every", "seed", "workers")
-    settings = build(CollectSettings, {name: config[name] for name in names})
+    settings = build(CollectSettings, {name: config[name] for name in CollectSettings.__dataclass_fields__})
     default = f"data/{settings.env.task}/{settings.behaviour}"
     out = absolute_path(config.out if config.out is not None else default, "out")
     if out.exists():
@@ -93,6 +96,10 @@ def collect(config: DictConfig) -> int:
         return _source(str(config.source))(config, out)
     from actors.envs.gl import describe_gl
 
+    if settings.expert is not None:
+        print(
+            f"[collect] expert: {_load_expert(settings)}", flush=True
+        )  # here, so that a bad one is refused at once
     facts = describe_gl()
     warning = f". WARNING: {facts.warning}" if facts.warning else ""
     print(f"[collect] rendering with {facts}{warning}", flush=True)
@@ -114,6 +121,7 @@ def collect(config: DictConfig) -> int:
                 "gl_renderer": facts.renderer,
                 "seed": settings.seed,
                 "episode_steps": settings.env.episode_steps,
+                "expert": settings.expert,
             },
         )
         partial.rename(out)
@@ -188,7 +196,25 @@ def _show_progress(futures: list[Future[Any]], shares: list[int], progress: Prog
 def _collect_stream(settings: CollectSettings, episodes: int, stream: int) -> list[tuple[Episode, int]]:
     from actors.collecting import collect_episodes
 
-    return list(collect_episodes(settings.env, settings.behaviour, episodes, settings.seed, stream=stream))
+    expert = None if settings.expert is None else _load_expert(settings)
+    return list(
+        collect_episodes(
+            settings.env, settings.behaviour, episodes, settings.seed, stream=stream, expert=expert
+        )
+    )
+
+
+def _load_expert(settings: CollectSettings) -> Callable[..., Any]:
+    """Loads the given expert; each process loads its own."""
+    from actors.expert_sources import load_expert
+    from launch.rllib_expert import load_rllib_policy
+
+    return load_expert(
+        str(settings.expert),
+        settings.env.task,
+        trust=settings.trust_expert,
+        load_checkpoint=load_rllib_policy,
+    )
 
 
 if __name__ == "__main__":
