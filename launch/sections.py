@@ -56,6 +56,7 @@ SECTIONS = {
             "cluster",
         ),
     ),
+    "convert": (),
     "evaluate": (),
     "demo": ("env",),
     "quality": ("env",),

@@ -59,6 +59,8 @@ class VQGANConfig:
         beta: Weight of one term of the codebook loss, > 0.
         beta_weighs: Which term: "codebook" as in the official code, or "commitment" as in VQ-VAE.
         ema_decay: Decay of the "ema" codebook, in (0, 1).
+        upside_down: Whether the weights know upside-down pictures only, as official ones of Adroit probably do.
+            Pictures are then turned over before encoding and after decoding.
     """
 
     architecture: str = "official"
@@ -74,6 +76,7 @@ class VQGANConfig:
     beta: float = 0.25
     beta_weighs: str = "codebook"
     ema_decay: float = 0.99
+    upside_down: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -237,11 +240,14 @@ class VQGAN(nn.Module):
                 f"this codec takes pictures of (N, {channels}, {side}, {side}), got {tuple(images.shape)}; "
                 "render at the codec's resolution, or train a codec at yours"
             )
+        if self.config.upside_down:
+            images = images.flip(2)
         return self.quant_conv(self.encoder(images))
 
     def decode(self, quantised: torch.Tensor) -> torch.Tensor:
         """Pictures of quantised latents, (N, latent_dim, h, w) -> (N, C, H, W) float32, about [-1, 1]."""
-        return self.decoder(self.post_quant_conv(quantised))
+        pictures = self.decoder(self.post_quant_conv(quantised))
+        return pictures.flip(2) if self.config.upside_down else pictures
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reconstructs pictures, with gradients.

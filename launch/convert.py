@@ -1,0 +1,195 @@
+"""Converts files of the official implementation of Diffusion Reward into checkpoint folders.
+
+    python launch/convert.py kind=codec    source=vqgan.pt    domain=metaworld
+    python launch/convert.py kind=video    source=best.pth    domain=metaworld
+    python launch/convert.py kind=videogpt source=videogpt.pt domain=adroit tasks=[door,hammer,pen]
+
+Nothing in a file can run code: pickled objects are refused. Sizes are read off the tensors; keys that are missing or
+unknown are listed. Rewards need statistics over expert videos afterwards (`pretrain.py stage=statistics`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from actors.envs.registry import task_set
+from launch import cli
+from launch.cli import UsageError, suggest
+from launch.official_dataset import OFFICIAL_DOMAINS, official_task_names
+from launch.paths import absolute_path
+from models import official
+from models.official import OfficialFile
+from models.vqgan import VQGAN
+
+PAPER_TASKS = {"metaworld": "metaworld7", "adroit": "adroit3"}
+# Reward whose statistics the printed next command computes.
+NEXT_REWARD = {"video": "diffusion", "videogpt": "viper"}
+
+
+def main() -> None:
+    """Entry point of `python launch/convert.py`."""
+    cli.main("convert", __doc__ or "", convert)
+
+
+def convert(config: DictConfig) -> int:
+    """Reads the official file, builds the model, writes its folder.
+
+    Raises:
+        UsageError: for an unknown kind, domain or task, or an output folder that exists.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file does not hold what it should; keys that do not fit are listed.
+    """
+    for key in ("kind", "source"):
+        if OmegaConf.is_missing(config, key):
+            raise UsageError(f"{key}= is needed; see --help")
+    if config.kind not in CONVERTERS:
+        raise UsageError(f"unknown kind {config.kind!r}; {suggest(str(config.kind), CONVERTERS)}")
+    facts = official_facts(config)
+    default = f"checkpoints/{config.kind}/official-{config.domain}"
+    out = absolute_path(config.out if config.out is not None else default, "out")
+    if out.exists():
+        raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
+    file = official.read_official(absolute_path(str(config.source), "source"), str(config.weights))
+    facts["official"] = {"file": file.path.name, "weights": file.kind, "last_epoch": file.last_epoch}
+    if file.kind != "plain":
+        print(f"[convert] {file.path.name}: {file.kind} weights of epoch {file.last_epoch}")
+    CONVERTERS[config.kind](config, file, facts, out)
+    print(f"[convert] done: {out}")
+    if config.kind in NEXT_REWARD:
+        print(
+            "[convert] next, statistics of the reward over expert videos drawn like the official ones (full quality): "
+            f"python launch/pretrain.py stage=statistics reward={NEXT_REWARD[config.kind]} preset=paper "
+            f"data=<videos> out={out}"
+        )
+    return 0
+
+
+def official_facts(config: DictConfig) -> dict[str, Any]:
+    """What the official files do not say: tasks, domain, render setting and action repeat.
+
+    Raises:
+        UsageError: for an unknown domain or task.
+    """
+    domain = str(config.domain)
+    known = official_task_names(domain)
+    given = config.tasks if config.tasks is not None else list(task_set(PAPER_TASKS[domain]))
+    names = list(given) if isinstance(given, (list, tuple, ListConfig)) else [given]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown task {name!r} of {domain}; {suggest(str(name), set(known.values()))}")
+    facts = OFFICIAL_DOMAINS[domain]
+    size = int(config.resolution_px)
+    return {
+        "tasks": sorted({known[name] for name in names}),
+        "domain": domain,
+        "render": {**asdict(facts.render), "height_px": size, "width_px": size},
+        "action_repeat": facts.action_repeat,
+    }
+
+
+def _convert_codec(config: DictConfig, file: OfficialFile, facts: dict[str, Any], out: Path) -> None:
+    from models.vqgan import save_codec
+
+    codec = _build_codec(config, file)
+    save_codec(out, codec, facts)
+    _describe("codec", codec)
+
+
+def _convert_video(config: DictConfig, file: OfficialFile, facts: dict[str, Any], out: Path) -> None:
+    from models.vqdiffusion.checkpoint import save_video_model
+
+    codec = _codec_of(config, file)
+    weights = file.require(official.DIFFUSION_MARK, "video diffusion model")
+    heads = 16 if config.num_heads is None else int(config.num_heads)
+    model, unused = official.build_video_model(
+        weights, file.path, heads, int(config.num_history_frames), int(config.frame_skip)
+    )
+    save_video_model(out, model, codec, facts, codec_extra=facts)
+    _describe("codec", codec)
+    _describe("video model", model)
+    _left_out(unused)
+
+
+def _convert_videogpt(config: DictConfig, file: OfficialFile, facts: dict[str, Any], out: Path) -> None:
+    from models.videogpt.checkpoint import save_videogpt
+
+    if config.frame_skip != 1:
+        raise UsageError(
+            f"frame_skip={config.frame_skip}: official VideoGPT weights know neighbouring frames only"
+        )
+    codec = _codec_of(config, file)
+    weights = file.require(official.VIDEOGPT_MARK, "VideoGPT")
+    heads = 8 if config.num_heads is None else int(config.num_heads)
+    model, unused = official.build_videogpt(weights, codec, file.path, heads, int(config.num_history_frames))
+    save_videogpt(out, model, codec, facts, codec_extra=facts)
+    _describe("codec", codec)
+    _describe("videogpt", model)
+    _left_out(unused)
+
+
+CONVERTERS: dict[str, Callable[[DictConfig, OfficialFile, dict[str, Any], Path], None]] = {
+    "codec": _convert_codec,
+    "video": _convert_video,
+    "videogpt": _convert_videogpt,
+}
+
+
+def _codec_of(config: DictConfig, file: OfficialFile) -> VQGAN:
+    """The codec that `codec_source` names, or the one in the file itself; they must be one if both are there."""
+    inside = file.part(official.CODEC_MARK)
+    if config.codec_source is None:
+        if inside is None:
+            raise UsageError(
+                f"{file.path} does not hold the codec; give the official one with codec_source=<vqgan.pt>"
+            )
+        return _build_codec(config, file)
+    other = official.read_official(
+        absolute_path(str(config.codec_source), "codec_source"), str(config.weights)
+    )
+    codec = _build_codec(config, other)
+    if inside is not None:
+        state = codec.state_dict()
+        different = [n for n, value in inside.items() if n not in state or not torch.equal(state[n], value)]
+        if different:
+            raise UsageError(
+                f"the codec in {file.path} is not that of {other.path}: {len(different)} tensors differ, "
+                f"{different[0]} among them. The video model knows the tokens of its own codec only: leave "
+                "codec_source out"
+            )
+    return codec
+
+
+def _build_codec(config: DictConfig, file: OfficialFile) -> VQGAN:
+    given = config.upside_down
+    upside_down = OFFICIAL_DOMAINS[config.domain].upside_down if given is None else bool(given)
+    why = "default of the domain" if given is None else "as given"
+    print(
+        f"[convert] weights know {'upside-down' if upside_down else 'upright'} pictures ({why}, upside_down=)"
+    )
+    weights = file.require(official.CODEC_MARK, "codec")
+    return official.build_codec(weights, file.path, int(config.resolution_px), upside_down)
+
+
+def _describe(what: str, model: Any) -> None:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    sizes = ", ".join(f"{key}={value}" for key, value in asdict(model.config).items())
+    print(f"[convert] {what}: {count:,} parameters; {sizes}")
+
+
+def _left_out(names: list[str]) -> None:
+    if names:
+        print(f"[convert] left out, nothing reads them: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()
