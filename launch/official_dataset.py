@@ -78,7 +78,7 @@ def read_official(
 
     Args:
         folder: A task folder (with `train` and/or `test`), a domain folder, or a folder of domain folders.
-        domain: Domain of the tasks, or None: named by the parent folder, or else by the task.
+        domain: Which domain to read where the folder holds several, or None for all.
         task: Only this task (our name), or None for all.
         upside_down: Whether the pictures on disk are upside down; None for the domain's default.
 
@@ -91,8 +91,10 @@ def read_official(
             pictures that are not square or of different sizes.
     """
     folder = Path(folder)
-    found = [(path, *_name(path, domain)) for path in _task_folders(folder)]
-    chosen = [entry for entry in found if task is None or entry[2] == task]
+    found = [(path, *_name(path)) for path in _task_folders(folder)]
+    several = len({entry[1] for entry in found}) > 1
+    wanted = [entry for entry in found if domain is None or not several or entry[1] == domain]
+    chosen = [entry for entry in wanted if task is None or entry[2] == task]
     if not chosen:
         there = f"it holds {', '.join(sorted({entry[2] for entry in found}))}" if found else "it holds none"
         raise FileNotFoundError(
@@ -104,7 +106,7 @@ def read_official(
 
 def read_one(folder: str | Path, task: str, upside_down: bool | None = None) -> VideoSet:
     """As `read_official` for one video set: the only task of the folder, or `task` where it holds several."""
-    tasks = {_name(path, None)[1] for path in _task_folders(Path(folder))}
+    tasks = {_name(path)[1] for path in _task_folders(Path(folder))}
     (videos,) = read_official(folder, task=task if len(tasks) > 1 else None, upside_down=upside_down)
     return videos
 
@@ -123,13 +125,11 @@ def _has_pictures(folder: Path) -> bool:
     return any(next((folder / split).glob("*/*.png"), None) is not None for split in SPLITS)
 
 
-def _name(folder: Path, domain: str | None) -> tuple[str, str]:
-    """Domain and our task name of a task folder."""
+def _name(folder: Path) -> tuple[str, str]:
+    """Domain and our task name of a task folder; the domain is named by the parent folder, or else by the task."""
     folder = folder.absolute()
     parent = folder.parent.name
-    if domain is None and parent in OFFICIAL_DOMAINS:
-        domain = parent
-    domains = [domain] if domain is not None else list(OFFICIAL_DOMAINS)
+    domains = [parent] if parent in OFFICIAL_DOMAINS else list(OFFICIAL_DOMAINS)
     known = {name: (d, task) for d in domains for name, task in official_task_names(d).items()}
     if folder.name not in known:
         near = difflib.get_close_matches(folder.name, known, n=3, cutoff=0.5)

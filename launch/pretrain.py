@@ -22,9 +22,10 @@ if __package__ in (None, ""):  # Run as a script: import from the project root, 
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from actors.envs.registry import task_set
+from actors.envs.registry import domain_of, task_set
 from launch import cli
 from launch.cli import UsageError, build, suggest
+from launch.official_dataset import is_official, read_official
 from launch.paths import absolute_path
 from launch.progress import Progress
 from models.videos import VideoSet, find_video_folders, read_videos
@@ -62,7 +63,8 @@ def pretrain(config: DictConfig) -> int:
     # What <task> stands for in the default folders.
     name = config.task_set if config.task_set is not None else config.env.task
     tasks = task_set(name) if config.task_set is not None else (name,)
-    videos = read_all(config.data if config.data is not None else [f"data/{task}/expert" for task in tasks])
+    data = config.data if config.data is not None else [f"data/{task}/expert" for task in tasks]
+    videos = read_all(data, config.upside_down, domain_of(tasks[0]).name)
     for video in videos:
         kinds = f"{len(video.split('train'))} train, {len(video.split('validation'))} validation"
         print(
@@ -102,15 +104,26 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def read_all(data: Any) -> list[VideoSet]:
-    """Videos of one folder, of every video folder below it, or of a list of folders.
+def read_all(data: Any, upside_down: bool | None = None, domain: str | None = None) -> list[VideoSet]:
+    """Videos of one folder, of every video folder below it, or of a list of folders; official datasets as well.
+
+    Args:
+        data: Folder, or a list of folders.
+        upside_down: Whether official pictures are upside down on disk; None for the domain's default.
+        domain: Which domain is read where an official dataset has several.
 
     Raises:
         FileNotFoundError: if there are none.
     """
     roots = list(data) if isinstance(data, (list, tuple, ListConfig)) else [data]
-    folders = [folder for root in roots for folder in find_video_folders(absolute_path(str(root), "data"))]
-    return [read_videos(folder) for folder in folders]
+    videos: list[VideoSet] = []
+    for root in roots:
+        folder = absolute_path(str(root), "data")
+        if is_official(folder):
+            videos += read_official(folder, domain, upside_down=upside_down)
+        else:
+            videos += [read_videos(found) for found in find_video_folders(folder)]
+    return videos
 
 
 def _train_codec(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, ListConfig
 
 from launch import cli
 from launch.cli import UsageError, build, suggest
+from launch.official_dataset import is_official, read_one
 from launch.paths import absolute_path
 from launch.pretrain import choose_device
 from models.files import write_json
@@ -58,7 +59,7 @@ def score(config: DictConfig) -> int:
             f"reward={config.reward.name} gives a video no fixed value: it keeps learning, or comes from the "
             "environment. Choose a frozen one, such as reward=diffusion_likelihood"
         )
-    videos = read_videos(absolute_path(str(config.videos), "videos"))
+    videos = read_set(absolute_path(str(config.videos), "videos"), config.env.task, config.upside_down)
     given = config.checkpoint if config.checkpoint is not None else config.reward.checkpoint
     checkpoint = absolute_path(str(given).replace("{task}", videos.task), "checkpoint")
     name = f"{videos.task}-{videos.mode}_{time.strftime('%Y%m%d-%H%M%S')}"
@@ -70,7 +71,7 @@ def score(config: DictConfig) -> int:
 
     first = score_set(reward, videos, config.split, int(config.seed))
     others = [
-        score_other(reward, source, videos, config.split, int(config.seed))
+        score_other(reward, source, videos, config.split, int(config.seed), config.upside_down)
         for source in _sources(config.against)
     ]
     out.mkdir(parents=True)
@@ -124,7 +125,14 @@ def score_set(
     return ScoredSet(corruption or videos.mode, ids, tuple(rewards))
 
 
-def score_other(reward: Any, source: str, videos: VideoSet, split: str, seed: int) -> ScoredSet:
+def read_set(folder: Path, task: str, upside_down: bool | None) -> VideoSet:
+    """Reads a video folder, or one task of an official dataset: its only one, or `task`."""
+    return read_one(folder, task, upside_down) if is_official(folder) else read_videos(folder)
+
+
+def score_other(
+    reward: Any, source: str, videos: VideoSet, split: str, seed: int, upside_down: bool | None = None
+) -> ScoredSet:
     """Scores a second set: another video folder, or a corruption of the first set.
 
     Raises:
@@ -134,7 +142,7 @@ def score_other(reward: Any, source: str, videos: VideoSet, split: str, seed: in
 
     if source in CORRUPTIONS:
         return score_set(reward, videos, split, seed, corruption=source)
-    other = read_videos(absolute_path(source, "against"))
+    other = read_set(absolute_path(source, "against"), videos.task, upside_down)
     if other.task != videos.task:
         raise UsageError(
             f"{other.folder} shows {other.task}, {videos.folder} shows {videos.task}; compare one task"
