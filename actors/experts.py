@@ -11,8 +11,8 @@ from actors.envs.registry import domain_of
 
 BEHAVIOURS = ("expert", "random", "half", "noisy")
 HALF_EXPERT_STEPS = 12
-# By domain. An Adroit hand loses its grip sooner than a gripper: with 0.2 the expert still solves a third (door) to
-# nine tenths (pen) of the scenes, with 0.4 none of door and relocate.
+# By domain. An Adroit hand loses its grip sooner than a gripper: with 0.2 the expert still solves a quarter (door) to
+# five sixths (pen) of the scenes, with 0.4 none of door and relocate.
 NOISE_STDDEV = {"metaworld": 1.0, "adroit": 0.2}
 
 Policy = Callable[[np.ndarray], np.ndarray]

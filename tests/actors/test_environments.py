@@ -1,4 +1,4 @@
-"""The environment contract, for every MetaWorld task of the paper and of its generalisation test."""
+"""The environment contract, for every task of the paper and of its generalisation test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from actors.envs.registry import (
     METAWORLD_PAPER_TASKS,
     METAWORLD_UNSEEN_TASKS,
     EnvConfig,
+    domain_of,
     make_env,
     task_names,
 )
@@ -17,7 +18,14 @@ from actors.experts import ScriptedExpert
 from models.videos import RenderSettings
 
 TASKS = METAWORLD_PAPER_TASKS + METAWORLD_UNSEEN_TASKS
+ADROIT = tuple(domain_of("adroit-door").tasks)
 SMALL = RenderSettings(height_px=32, width_px=32)
+
+
+def config_of(task, **changes):
+    """The domain's camera and action repeat, small frames."""
+    adroit = {"action_repeat": 2, "render": RenderSettings(camera="paper", height_px=32, width_px=32)}
+    return EnvConfig(task, **({"render": SMALL} | (adroit if task in ADROIT else {}) | changes))
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +40,26 @@ def test_all_fifteen_tasks_of_the_paper_are_there():
     assert set(TASKS) <= set(task_names())
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TASKS + ADROIT)
 def test_contract_of_every_task(task):
-    env = make_env(EnvConfig(task, episode_steps=2, render=SMALL))
+    config = config_of(task, episode_steps=2)
+    env = make_env(config)
     frame, info = env.reset(seed=5)
     assert env.observation_space.shape == (32, 32, 3) and env.observation_space.dtype == np.uint8
-    assert env.action_space.shape == (4,) and env.action_space.dtype == np.float32
+    assert env.action_space.shape == (config.action_dim,) and env.action_space.dtype == np.float32
     assert env.observation_space.contains(frame) and info == {"seed": 5}
-    action = np.array([0.6, -0.4, 0.3, 1.0], np.float32)
+    action = np.resize(np.array([0.6, -0.4, 0.3, 1.0], np.float32), config.action_dim)
     steps = [env.step(action), env.step(action)]
     assert [s[3] for s in steps] == [False, True]  # truncated at the limit
     for frame, reward, terminated, _, info in steps:
         assert env.observation_space.contains(frame)
-        assert reward in (0.0, 1.0, 2.0, 3.0) and not terminated
+        assert reward in range(config.action_repeat + 1) and not terminated
         assert info["discount"] == 1.0 and isinstance(info["success"], bool)
+        assert isinstance(info["dense_reward"], float) and isinstance(info["success_count"], int)
 
     # The same seed gives the same pictures, whatever came before; another seed another scene.
     again = [env.reset(seed=5)[0], env.step(action)[0], env.step(action)[0]]
-    fresh = make_env(EnvConfig(task, episode_steps=2, render=SMALL))
+    fresh = make_env(config)
     expected = [fresh.reset(seed=5)[0], fresh.step(action)[0], fresh.step(action)[0]]
     np.testing.assert_array_equal(again, expected)
     np.testing.assert_array_equal(again[1:], [s[0] for s in steps])
@@ -61,9 +71,9 @@ def test_contract_of_every_task(task):
     assert not np.array_equal(other_state[4:], same_state[4:])
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TASKS + ADROIT)
 def test_expert_succeeds_within_the_time_limit_and_reward_counts_successes(task):
-    env = make_env(EnvConfig(task))
+    env = make_env(config_of(task))
     expert = ScriptedExpert(task)
     # Some scenes defeat the scripted expert of peg-unplug-side; this one does not.
     env.reset_state(seed=1)
