@@ -182,6 +182,6 @@ def save_policy_file(path: str | Path, arrays: dict[str, Any]) -> None:
     if path.exists():
         raise FileExistsError(f"{path} already exists; nothing is overwritten")
     FilePolicy(arrays, str(path))
-    plain = {key: np.asarray(arrays[key]) for key in (*KEYS, "output") if key in arrays}
+    plain: dict[str, Any] = {key: np.asarray(arrays[key]) for key in (*KEYS, "output") if key in arrays}
     plain |= {key: plain[key].astype(np.float32) for key in ARRAYS}
     write_atomic(path, lambda file: np.savez(file, **plain))
