@@ -61,7 +61,23 @@ def test_score_writes_a_row_per_frame_and_the_aucs(tiny, tmp_path):
         ("score", ["videos={tmp}"], "index.json is missing"),
         ("score", ["videos={tiny}/data/expert", "checkpoint={tmp}/none"], "none"),
         ("score", ["videos={tiny}/data/expert", "reward=difusion"], "did you mean 'diffusion'"),
+        ("score", ["videos={tiny}/data/expert", "reward=rnd"], "gives a video no fixed value"),
+        ("collect", ["task_set=metaworld8"], "did you mean 'metaworld7'"),
+        ("collect", ["source=youtube"], "unknown source 'youtube'; Valid: minari, videos"),
+        ("quality", ["rewards=[vipr]"], "did you mean 'viper'"),
         ("train", ["reward.checkpoint={tmp}/none"], "none"),
+        (
+            "train",
+            ["task=adroit-door", "reward.checkpoint={tiny}/video"],
+            "was trained on 'metaworld' videos (door-close)",
+        ),
+        ("train", ["reward=viper", "reward.checkpoint={tiny}/video"], "expected 'videogpt'"),
+        ("train", ["reward=amp", "task=reach", "bonus.videos={tiny}/data/expert"], "task='door-close'"),
+        (
+            "train",
+            ["task=drawer-open", "reward.checkpoint={tiny}/video"],
+            "frame_reward.statistics_task=domain",
+        ),
         ("train", ["task=reach", "reward.checkpoint={tiny}/video"], "reach"),
         ("train", ["reward.checkpoint={tiny}/video", "env.render.quality=full"], "rendered differently"),
         ("train", ["reward=sparse", "rollout.num_actors=64"], "too few CPUs"),
@@ -79,3 +95,33 @@ def test_bad_input_is_refused_with_what_to_do(tiny, tmp_path, verb, overrides, m
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_quality_judges_every_kind_of_reward(tiny, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/door-close").mkdir()
+    (tmp_path / "checkpoints/video").mkdir(parents=True)
+    (tmp_path / "checkpoints/codec").mkdir()
+    (tmp_path / "data/door-close/expert").symlink_to(tiny / "data/expert")
+    for kind in ("codec", "video"):
+        (tmp_path / f"checkpoints/{kind}/door-close").symlink_to(tiny / kind)
+    out = tmp_path / "out"
+    run_verb(
+        "quality",
+        "rewards=[diffusion_likelihood,rnd,amp,sparse]",
+        f"data={tmp_path}/data",
+        f"checkpoints={tmp_path}/checkpoints",
+        "other_episodes=2",
+        "bonus_updates=4",
+        "device=cpu",
+        f"out={out}",
+    )
+    rows = json.loads((out / "quality.json").read_text())["rows"]
+    assert [row["reward"] for row in rows] == ["diffusion_likelihood", "rnd", "amp", "sparse"]
+    kinds = ["random", "noisy", "reversed", "frozen"]
+    assert [list(row["against"]) for row in rows] == [kinds, kinds, kinds, kinds[:2]]
+    # The sparse reward of successful experts beats random actions, which never close the door.
+    assert rows[-1]["against"]["random"]["auc_per_episode"] == 1.0
+    assert "| door-close | sparse |" in (out / "quality.md").read_text()
+    # A frame has the same RND value in any order, and so has the mean of a video.
+    assert rows[1]["against"]["reversed"]["auc_per_episode"] == pytest.approx(0.5, abs=0.2)
