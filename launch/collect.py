@@ -3,6 +3,7 @@
 python launch/collect.py task=door-close episodes=20
 python launch/collect.py task=door-close behaviour=random episodes=20 validation_every=0
 python launch/collect.py task_set=metaworld7 episodes=20
+python launch/collect.py source=videos path=my_videos name=pour-tea fps=10
 """
 
 from __future__ import annotations
@@ -87,6 +88,10 @@ def collect(config: DictConfig) -> int:
     """
     if config.task_set is not None:
         return _collect_set(config)
+    if config.source is None and (config.path is not None or config.name is not None):
+        raise UsageError("path= and name= are for videos that exist already; say source=videos")
+    if str(config.source) == "videos":
+        return _import_videos(config)
     settings = build(CollectSettings, {name: config[name] for name in CollectSettings.__dataclass_fields__})
     default = f"data/{settings.env.task}/{settings.behaviour}"
     out = absolute_path(config.out if config.out is not None else default, "out")
@@ -130,6 +135,15 @@ def collect(config: DictConfig) -> int:
         raise
     print(f"[collect] {count} {settings.behaviour} videos of {settings.env.task}: {out}")
     return 0
+
+
+def _import_videos(config: DictConfig) -> int:
+    task = config.name if config.name is not None else config.env.task
+    default = f"data/{task}/{config.behaviour}"
+    out = absolute_path(config.out if config.out is not None else default, "out")
+    if out.exists():
+        raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
+    return _source("videos")(config, out)
 
 
 def _collect_set(config: DictConfig) -> int:

@@ -60,11 +60,14 @@ def pretrain(config: DictConfig) -> int:
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
-    # What <task> stands for in the default folders.
+    # What <task> stands for in the default folders; given videos of one task say it themselves.
     name = config.task_set if config.task_set is not None else config.env.task
     tasks = task_set(name) if config.task_set is not None else (name,)
     data = config.data if config.data is not None else [f"data/{task}/expert" for task in tasks]
     videos = read_all(data, config.upside_down, domain_of(tasks[0]).name)
+    shown = {video.task for video in videos}
+    if config.data is not None and config.task_set is None and len(shown) == 1:
+        name = shown.pop()
     for video in videos:
         kinds = f"{len(video.split('train'))} train, {len(video.split('validation'))} validation"
         print(

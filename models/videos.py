@@ -18,6 +18,9 @@ from models.files import read_json, write_atomic, write_json
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
+# Render quality and domain of people's own videos.
+RECORDED = "recorded"
+OWN_DOMAIN = "videos"
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,10 @@ class RenderSettings:
     """How frames are drawn. Videos, training and evaluation must share one setting.
 
     Attributes:
-        quality: "fast" (no shadows, no multisampling, no reflections) or "full" (the simulator's defaults).
-        camera: Camera name, or an environment-specific preset name.
+        quality: "fast" (no shadows, no multisampling, no reflections), "full" (the simulator's defaults), or
+            "recorded": not drawn by a simulator but taken from people's own videos.
+        camera: Camera name, or an environment-specific preset name. For recorded frames: how they were cut from the
+            pictures, and how many there are in a second.
         height_px: Frame height in pixels.
         width_px: Frame width in pixels.
     """
@@ -37,7 +42,7 @@ class RenderSettings:
     width_px: int = 64
 
     def __post_init__(self) -> None:
-        if self.quality not in ("fast", "full"):
+        if self.quality not in ("fast", "full", RECORDED):
             raise ValueError(f"render quality {self.quality!r} is unknown; use 'fast' or 'full'")
         if self.height_px < 8 or self.width_px < 8:
             raise ValueError(
@@ -66,12 +71,12 @@ class VideoSet:
     Attributes:
         folder: Where they were read from.
         task: Task name.
-        domain: "metaworld", "adroit", ...
-        mode: "expert", "random", "half", "noisy" or "frozen".
+        domain: "metaworld", "adroit", ...; "videos" for people's own.
+        mode: "expert", "random", "half", "noisy", or the label of people's own videos.
         render: How the frames were drawn.
         action_repeat: Simulator frames per agent step, so per video frame.
         episodes: The episodes, in index order.
-        records: Index entry of each episode: split, seed, success, env_return, length_steps.
+        records: Index entry of each episode: split, seed, success, env_return, length_steps. What is unknown is None.
     """
 
     folder: Path
@@ -101,6 +106,8 @@ def write_videos(
     action_repeat: int,
     validation_every: int = 5,
     seeds: Sequence[int] | None = None,
+    splits: Sequence[str] | None = None,
+    has_rewards: bool = True,
     extra: dict[str, Any] | None = None,
 ) -> int:
     """Writes a video folder; episodes are consumed one at a time, the index is written last.
@@ -110,6 +117,9 @@ def write_videos(
         episodes: Episodes to write.
         validation_every: Every n-th episode goes to the validation split (0: none).
         seeds: Seed of each episode, kept in the index, or None.
+        splits: Split of each episode, in place of `validation_every`, or None.
+        has_rewards: False for pictures alone (see `frames_only`): the index then says null where rewards and success
+            would stand.
         extra: More facts for the index (policy, noise, simulator versions).
 
     Returns:
@@ -126,14 +136,13 @@ def write_videos(
     for number, episode in enumerate(episodes):
         name = f"episodes/{number:06d}.npz"
         _write_arrays(folder / name, episode)
-        is_validation = validation_every > 0 and number % validation_every == validation_every - 1
         records.append(
             {
                 "file": name,
-                "split": "validation" if is_validation else "train",
+                "split": _split(number, validation_every) if splits is None else splits[number],
                 "seed": None if seeds is None else int(seeds[number]),
-                "success": episode.is_success,
-                "env_return": episode.env_return,
+                "success": episode.is_success if has_rewards else None,
+                "env_return": episode.env_return if has_rewards else None,
                 "length_steps": len(episode),
             }
         )
@@ -149,6 +158,34 @@ def write_videos(
     }
     write_json(folder / "index.json", index)
     return len(records)
+
+
+def _split(number: int, validation_every: int) -> str:
+    is_validation = validation_every > 0 and number % validation_every == validation_every - 1
+    return "validation" if is_validation else "train"
+
+
+def frames_only(episode_id: str, task: str, frames: np.ndarray) -> Episode:
+    """An episode of which only the pictures are known, for `write_videos(..., has_rewards=False)`.
+
+    Args:
+        episode_id: Name of the episode.
+        task: Task name.
+        frames: (T+1, H, W, 3) uint8, T > 0.
+
+    Returns:
+        An episode with actions of length 0; rewards and successes are placeholders of 0 and False.
+    """
+    steps = len(frames) - 1
+    return Episode(
+        episode_id=episode_id,
+        task=task,
+        frames=frames,
+        actions=np.zeros((steps, 0), np.float32),
+        env_rewards=np.zeros(steps, np.float32),
+        discounts=np.ones(steps, np.float32),
+        successes=np.zeros(steps, bool),
+    )
 
 
 def _write_arrays(path: Path, episode: Episode) -> None:

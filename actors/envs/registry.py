@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.videos import RenderSettings
+from models.videos import RECORDED, RenderSettings
 
 METAWORLD_PAPER_TASKS = (
     "assembly",
@@ -131,6 +131,10 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         domain_of(self.task)
+        if self.render.quality == RECORDED:
+            raise ValueError(
+                f"render quality {RECORDED!r} is for people's own videos; a simulator draws 'fast' or 'full'"
+            )
         for key in ("action_repeat", "episode_steps"):
             value = getattr(self, key)
             if not isinstance(value, int) or value < 1:
