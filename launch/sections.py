@@ -23,6 +23,7 @@ DATACLASSES = {
     "limiter": "learner.limiter:UpdateRatioLimiter",
     "rollout": "launch.settings:RolloutSettings",
     "cluster": "launch.settings:ClusterSettings",
+    "sac": "launch.sac:SACConfig",
 }
 # Sections whose dataclass is that of a chosen reward or bonus: the key that names it -> how its class is found.
 # Without a choice the section has the keys that all share.
@@ -58,6 +59,7 @@ SECTIONS = {
     ),
     "convert": (),
     "evaluate": (),
+    "train_expert": ("env", "sac"),
     "demo": ("env",),
     "quality": ("env",),
 }

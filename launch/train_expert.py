@@ -1,0 +1,300 @@
+"""Trains an expert for a task that has none, on the simulator's dense reward: SAC of RLlib, from the state, undrawn.
+
+python launch/train_expert.py task=drawer-close out=experts/drawer-close
+python launch/train_expert.py resume=experts/drawer-close            # goes on after a kill; only your own folders
+python launch/collect.py task=drawer-close expert=experts/drawer-close/expert.npz
+
+<out>/expert.npz      the best policy so far as plain arrays (actors/policy_file.py), and expert.json about it
+<out>/checkpoint      the newest checkpoint of RLlib, pickled: collect.py expert=<out>/checkpoint trust_expert=true
+<out>/metrics.jsonl   phase, agent_steps, frames, updates, wall_s, success rates
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from omegaconf import DictConfig
+
+from actors.envs.registry import EnvConfig, make_env
+from actors.evaluation import wilson_interval
+from actors.policy_file import FilePolicy, save_policy_file
+from actors.seeding import indexed_seed
+from launch import cli
+from launch.cli import UsageError, build
+from launch.paths import absolute_path
+from launch.ray_access import protect_local_ray
+from launch.run_folder import RunFolder
+from launch.sac import SACConfig
+from models.files import write_json
+
+# Share of an evaluation interval that one call of RLlib covers at most, and the most agent steps of a call.
+CALLS_PER_EVALUATION = 5
+MAX_CALL_STEPS = 500
+OBJECT_STORE_BYTES = 200_000_000
+
+
+@dataclass(frozen=True)
+class TrainExpertSettings:
+    """One training of an expert.
+
+    Attributes:
+        env: Task, action repeat and time limit; nothing is drawn.
+        sac: Hyperparameters.
+        seed: Of networks and scenes.
+        total_agent_steps: Budget, at least 1.
+        eval_every_agent_steps: Agent steps between evaluations of the mean action, at least 1.
+        eval_episodes: Episodes of one evaluation, at least 1.
+        checkpoint_every_s: Seconds between checkpoints; there is one at the end, too.
+        num_env_runners: Ray actors that step environments; 0: the process of the learner does.
+        address: Ray address, or None for RAY_ADDRESS, else a local Ray.
+    """
+
+    env: EnvConfig
+    sac: SACConfig
+    seed: int = 0
+    total_agent_steps: int = 50_000
+    eval_every_agent_steps: int = 2_500
+    eval_episodes: int = 10
+    checkpoint_every_s: float = 60.0
+    num_env_runners: int = 0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("total_agent_steps", "eval_every_agent_steps", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_env_runners < 0:
+            raise ValueError(f"num_env_runners must not be negative, got {self.num_env_runners}")
+        if self.checkpoint_every_s < 0:
+            raise ValueError(f"checkpoint_every_s must not be negative, got {self.checkpoint_every_s}")
+
+
+def main() -> None:
+    """Entry point of `python launch/train_expert.py`."""
+    cli.main("train_expert", __doc__ or "", run, with_overrides_of_the_run)
+
+
+def with_overrides_of_the_run(overrides: list[str]) -> list[str]:
+    """Puts the resumed run's own overrides in front, so that only deliberate changes differ."""
+    resumed = [o.partition("=")[2] for o in overrides if o.startswith("resume=")]
+    if not resumed or resumed[-1] == "null":
+        return overrides
+    folder = RunFolder.open(absolute_path(resumed[-1], "resume"))
+    return [o for o in folder.config().overrides if not o.startswith(("out=", "resume="))] + overrides
+
+
+def run(config: DictConfig) -> int:
+    """Checks everything cheap, then starts Ray and trains.
+
+    Raises:
+        UsageError: if a setting is bad, the folder exists, or there are too few CPUs.
+    """
+    names = TrainExpertSettings.__dataclass_fields__
+    settings = build(TrainExpertSettings, {name: config[name] for name in names})
+    make_env(settings.env).close()  # refuses a bad environment before Ray starts
+    folder, wall_offset_s = _run_folder(config, settings)
+    protect_local_ray(settings.address)
+    import ray
+
+    from launch.interrupts import StopFlag
+    from launch.settings import ClusterSettings
+    from launch.system import start_ray
+
+    cluster = ClusterSettings(address=settings.address, object_store_bytes=OBJECT_STORE_BYTES)
+    print(f"[train_expert] starting Ray; run folder {folder.path}", flush=True)
+    start_ray(cluster, namespace=f"drr-{folder.path.name}-{time.time_ns():x}")
+    try:
+        stop = StopFlag()  # After Ray, which puts its own handler on SIGTERM.
+        _require_cpus(settings, ray.cluster_resources().get("CPU", 0.0))
+        training = ExpertTraining(settings, folder, wall_offset_s)
+        try:
+            training.run(stop)
+        finally:
+            training.close()
+    finally:
+        ray.shutdown()
+    return 0
+
+
+def _run_folder(config: DictConfig, settings: TrainExpertSettings) -> tuple[RunFolder, float]:
+    if config.resume is not None:
+        folder = RunFolder.open(absolute_path(config.resume, "resume"))
+        folder.require_same_config(config)
+        return folder, max((row["wall_s"] for row in folder.metric_lines()), default=0.0)
+    default = f"experts/{settings.env.task}_seed{settings.seed}"
+    out = absolute_path(config.out if config.out is not None else default, "out")
+    folder = RunFolder.create(out, config)
+    for unused in ("videos", "replay"):
+        (folder.path / unused).rmdir()
+    return folder, 0.0
+
+
+def _require_cpus(settings: TrainExpertSettings, there: float) -> None:
+    if settings.num_env_runners > there:
+        raise UsageError(
+            f"num_env_runners={settings.num_env_runners} asks for as many CPUs, the cluster has {there:g}; lower it "
+            "(0 steps the environment in the learner's process)"
+        )
+
+
+class ExpertTraining:
+    """Trains, evaluates, exports and checkpoints, from the start or from the newest checkpoint."""
+
+    def __init__(self, settings: TrainExpertSettings, folder: RunFolder, wall_offset_s: float) -> None:
+        """Builds the algorithm and restores it where there is a checkpoint; Ray must be running."""
+        from launch.metrics import MetricsLog
+        from launch.progress import Progress
+        from launch.sac import StateSAC
+
+        self._settings, self._folder = settings, folder
+        checkpoint = folder.latest_checkpoint()
+        counters = {} if checkpoint is None else folder.counters(checkpoint)
+        self._steps = int(counters.get("agent_steps", 0))
+        self._updates = int(counters.get("updates", 0))
+        self._best: list[float] | None = counters.get("best")
+        self._shown: dict[str, float] = {}
+        call_steps = max(1, settings.eval_every_agent_steps // CALLS_PER_EVALUATION)
+        self._sac = StateSAC(
+            settings.env,
+            settings.sac,
+            seed=settings.seed,
+            num_env_runners=settings.num_env_runners,
+            iteration_steps=min(MAX_CALL_STEPS, call_steps),
+            first_step=self._steps,
+        )
+        if checkpoint is not None:
+            self._sac.restore(checkpoint)
+        self._log = MetricsLog(folder.path, wall_offset_s)
+        self._progress = Progress("train_expert", "agent steps")
+        if checkpoint is not None:
+            self._say(f"resumed at {self._steps:,} agent steps from {checkpoint}")
+
+    def run(self, stop: Any) -> None:
+        """Until the budget is spent or `stop` is true; leaves a checkpoint either way."""
+        settings = self._settings
+        self._progress(self._steps, settings.total_agent_steps)
+        saved_s = time.monotonic()
+        while self._steps < settings.total_agent_steps and not stop:
+            before = self._steps
+            self._train()
+            every = settings.eval_every_agent_steps
+            if self._steps // every > before // every or self._steps >= settings.total_agent_steps:
+                self._evaluate()
+            if time.monotonic() - saved_s >= settings.checkpoint_every_s:
+                self._checkpoint()
+                saved_s = time.monotonic()
+        self._checkpoint()
+        if stop and self._steps < settings.total_agent_steps:
+            self._say(f"stopped; go on with: python launch/train_expert.py resume={self._folder.path}")
+        else:
+            self._report()
+
+    def _train(self) -> None:
+        numbers = self._sac.train()
+        self._steps, self._updates = int(numbers.pop("agent_steps")), round(numbers.pop("updates"))
+        self._log.row("train", self._counters(), numbers)
+        self._shown |= {k: v for k, v in numbers.items() if k in ("episode_success", "dense_return")}
+        self._progress(self._steps, self._settings.total_agent_steps, self._shown)
+
+    def _evaluate(self) -> None:
+        settings = self._settings
+        arrays = self._sac.policy_arrays()
+        metrics = evaluate(settings.env, FilePolicy(arrays), settings.eval_episodes, settings.seed)
+        self._log.row("eval", self._counters(), metrics)
+        quality = [metrics[key] for key in ("success_rate", "end_success_rate", "dense_return")]
+        is_best = self._best is None or quality > self._best
+        if is_best:
+            self._best = quality
+            self._export(arrays, metrics)
+        self._say(
+            f"at {self._steps:,} agent steps: success {metrics['success_rate']:.0%} of {settings.eval_episodes} "
+            f"episodes, dense return {metrics['dense_return']:,.1f}"
+            + (" (best so far: expert.npz)" if is_best else "")
+        )
+
+    def _export(self, arrays: dict[str, np.ndarray], metrics: dict[str, float]) -> None:
+        """Puts a better policy in the place of the run's last one."""
+        temporary = self._folder.path / f".expert-{os.getpid()}.npz"
+        temporary.unlink(missing_ok=True)
+        save_policy_file(temporary, arrays)
+        os.replace(temporary, self._folder.path / "expert.npz")
+        about = {"task": self._settings.env.task, **self._counters(), **metrics}
+        about["action_repeat"] = self._settings.env.action_repeat
+        write_json(self._folder.path / "expert.json", about)
+
+    def _checkpoint(self) -> None:
+        counters = {**self._counters(), "best": self._best}
+        path = self._folder.save_checkpoint(self._steps, self._sac.save, counters, keep=2)
+        link = self._folder.path / "checkpoint"
+        temporary = link.with_name(f".checkpoint-{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(Path("checkpoints") / path.name / "rllib")
+        os.replace(temporary, link)
+
+    def _report(self) -> None:
+        path = self._folder.path
+        if self._best is None or self._best[0] == 0.0:
+            self._say(
+                f"WARNING: no evaluation saw a success; {path}/expert.npz is the policy with the highest dense return. "
+                "Go on with more steps (resume=, total_agent_steps=), or with another seed"
+            )
+        else:
+            task = self._settings.env.task
+            self._say(
+                f"best success {self._best[0]:.0%}. Videos: collect.py task={task} expert={path}/expert.npz"
+            )
+
+    def _counters(self) -> dict[str, int]:
+        frames = self._steps * self._settings.env.action_repeat
+        return {"agent_steps": self._steps, "frames": frames, "updates": self._updates}
+
+    def _say(self, text: str) -> None:
+        print(f"[train_expert] {text}", flush=True)
+
+    def close(self) -> None:
+        """Stops the algorithm and closes the files."""
+        self._log.close()
+        self._sac.stop()
+
+
+def evaluate(env_config: EnvConfig, policy: FilePolicy, episodes: int, seed: int) -> dict[str, float]:
+    """Runs a state policy, without drawing, on the fixed evaluation scenes of a seed.
+
+    Returns:
+        `success_rate` (a success at any step), its 95 % interval, `end_success_rate` (at the last step), `dense_return`.
+    """
+    env = make_env(env_config)
+    successes, ends, returns = [], [], []
+    for episode in range(episodes):
+        env.reset_state(indexed_seed("evaluation", seed, episode))
+        is_success, dense_return, truncated = False, 0.0, False
+        while not truncated:
+            _, truncated, info = env.advance(policy(env.state))
+            is_success |= info["success"]
+            dense_return += info["dense_reward"]
+        successes.append(is_success)
+        ends.append(info["success"])
+        returns.append(dense_return)
+    env.close()
+    low, high = wilson_interval(sum(successes), episodes)
+    return {
+        "success_rate": float(np.mean(successes)),
+        "success_low": low,
+        "success_high": high,
+        "end_success_rate": float(np.mean(ends)),
+        "dense_return": float(np.mean(returns)),
+        "episodes": episodes,
+    }
+
+
+if __name__ == "__main__":
+    main()
