@@ -1,16 +1,19 @@
-"""Converts files of the official implementation of Diffusion Reward into checkpoint folders.
+"""Converts files of the official implementation of Diffusion Reward into checkpoint and video folders.
 
     python launch/convert.py kind=codec    source=vqgan.pt    domain=metaworld
     python launch/convert.py kind=video    source=best.pth    domain=metaworld
     python launch/convert.py kind=videogpt source=videogpt.pt domain=adroit tasks=[door,hammer,pen]
+    python launch/convert.py kind=dataset  source=<root>      domain=metaworld             (to data/<task>/expert)
 
 Nothing in a file can run code: pickled objects are refused. Sizes are read off the tensors; keys that are missing or
-unknown are listed. Rewards need statistics over expert videos afterwards (`pretrain.py stage=statistics`).
+unknown are listed. Rewards need statistics over expert videos afterwards (`pretrain.py stage=statistics`). PNG datasets
+are read as they are by pretrain.py and score.py; only reward=amp needs them converted.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,12 +28,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from actors.envs.registry import task_set
 from launch import cli
 from launch.cli import UsageError, suggest
-from launch.official_dataset import OFFICIAL_DOMAINS, official_task_names
+from launch.official_dataset import OFFICIAL_DOMAINS, is_official, official_task_names, read_official
 from launch.paths import absolute_path
 from models import official
 from models.official import OfficialFile
+from models.videos import VideoSet, write_videos
 from models.vqgan import VQGAN
 
+DATASET = "dataset"
 PAPER_TASKS = {"metaworld": "metaworld7", "adroit": "adroit3"}
 # Reward whose statistics the printed next command computes.
 NEXT_REWARD = {"video": "diffusion", "videogpt": "viper"}
@@ -52,8 +57,10 @@ def convert(config: DictConfig) -> int:
     for key in ("kind", "source"):
         if OmegaConf.is_missing(config, key):
             raise UsageError(f"{key}= is needed; see --help")
+    if config.kind == DATASET:
+        return _convert_dataset(config)
     if config.kind not in CONVERTERS:
-        raise UsageError(f"unknown kind {config.kind!r}; {suggest(str(config.kind), CONVERTERS)}")
+        raise UsageError(f"unknown kind {config.kind!r}; {suggest(str(config.kind), [*CONVERTERS, DATASET])}")
     facts = official_facts(config)
     default = f"checkpoints/{config.kind}/official-{config.domain}"
     out = absolute_path(config.out if config.out is not None else default, "out")
@@ -95,6 +102,50 @@ def official_facts(config: DictConfig) -> dict[str, Any]:
         "render": {**asdict(facts.render), "height_px": size, "width_px": size},
         "action_repeat": facts.action_repeat,
     }
+
+
+def _convert_dataset(config: DictConfig) -> int:
+    """Writes one video folder per task, <out>/<task>/expert; a task appears only when it is complete."""
+    source = absolute_path(str(config.source), "source")
+    if not is_official(source):
+        raise UsageError(f"no official dataset at {source}: expected <domain>/<task>/train/<episode>/0.png")
+    sets = read_official(source, str(config.domain), upside_down=config.upside_down)
+    if config.tasks is not None:
+        wanted = official_facts(config)["tasks"]
+        absent = set(wanted) - {videos.task for videos in sets}
+        if absent:
+            raise UsageError(f"{source} has no videos of {', '.join(sorted(absent))}")
+        sets = [videos for videos in sets if videos.task in wanted]
+    root = absolute_path(config.out if config.out is not None else "data", "out")
+    for videos in sets:
+        if (root / videos.task / "expert").exists():
+            raise UsageError(
+                f"{root / videos.task / 'expert'} already exists; nothing is overwritten. Choose another folder "
+                "with out=..."
+            )
+    for videos in sets:
+        out = root / videos.task / "expert"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial-") as partial:
+            _write_dataset(Path(partial) / out.name, videos)
+            (Path(partial) / out.name).rename(out)
+        print(f"[convert] {len(videos.episodes)} videos of {videos.task}: {out}", flush=True)
+    return 0
+
+
+def _write_dataset(folder: Path, videos: VideoSet) -> None:
+    write_videos(
+        folder,
+        videos.episodes,
+        task=videos.task,
+        domain=videos.domain,
+        mode=videos.mode,
+        render=videos.render,
+        action_repeat=videos.action_repeat,
+        splits=[record["split"] for record in videos.records],
+        has_rewards=False,
+        extra={"official": [record["file"] for record in videos.records]},
+    )
 
 
 def _convert_codec(config: DictConfig, file: OfficialFile, facts: dict[str, Any], out: Path) -> None:

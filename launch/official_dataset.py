@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.envs.registry import DOMAINS, domain_of
+from actors.envs.registry import DOMAINS
 from launch.cli import UsageError
 from models.episode import Episode
-from models.videos import RenderSettings, VideoSet
+from models.videos import RenderSettings, VideoSet, frames_only
 
 SPLITS = {"train": "train", "test": "validation"}
 
@@ -73,8 +73,8 @@ def read_official(
 ) -> list[VideoSet]:
     """Reads every task at or below a folder. Pictures come out upright.
 
-    Pictures are all that these datasets have: actions and sparse rewards are zeros, successes False, and every
-    index record says so ("frames_only": True, "success": None, "env_return": None).
+    Pictures are all that these datasets have: actions have length 0, sparse rewards are zeros, successes False, and
+    every record says so ("success": None, "env_return": None).
 
     Args:
         folder: A task folder (with `train` and/or `test`), a domain folder, or a folder of domain folders.
@@ -145,7 +145,6 @@ def _name(folder: Path) -> tuple[str, str]:
 def _read_task(folder: Path, domain: str, task: str, upside_down: bool | None) -> VideoSet:
     facts = OFFICIAL_DOMAINS[domain]
     flipped = facts.upside_down if upside_down is None else upside_down
-    action_dim = domain_of(task).tasks[task]
     episodes: list[Episode] = []
     records = []
     for split, path in _episode_folders(folder):
@@ -156,7 +155,7 @@ def _read_task(folder: Path, domain: str, task: str, upside_down: bool | None) -
                 f"{_size(episodes[0].frames)}; all pictures of a task must have one size"
             )
         name = f"{folder.name}/{path.parent.name}/{path.name}"
-        episodes.append(_frames_only_episode(name, task, frames[:, ::-1] if flipped else frames, action_dim))
+        episodes.append(frames_only(name, task, np.ascontiguousarray(frames[:, ::-1]) if flipped else frames))
         records.append(
             {
                 "file": str(path.relative_to(folder)),
@@ -165,7 +164,6 @@ def _read_task(folder: Path, domain: str, task: str, upside_down: bool | None) -
                 "success": None,
                 "env_return": None,
                 "length_steps": len(episodes[-1]),
-                "frames_only": True,
             }
         )
     height_px, width_px = episodes[0].frames.shape[1:3]
@@ -178,19 +176,6 @@ def _read_task(folder: Path, domain: str, task: str, upside_down: bool | None) -
     )
     return VideoSet(
         folder, task, domain, "expert", render, facts.action_repeat, tuple(episodes), tuple(records)
-    )
-
-
-def _frames_only_episode(name: str, task: str, frames: np.ndarray, action_dim: int) -> Episode:
-    steps = len(frames) - 1
-    return Episode(
-        episode_id=name,
-        task=task,
-        frames=np.ascontiguousarray(frames),
-        actions=np.zeros((steps, action_dim), np.float32),
-        env_rewards=np.zeros(steps, np.float32),
-        discounts=np.ones(steps, np.float32),
-        successes=np.zeros(steps, bool),
     )
 
 

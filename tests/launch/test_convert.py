@@ -11,6 +11,7 @@ from PIL import Image
 
 from models.checkpoints import CONFIG_FILE
 from models.videogpt.checkpoint import load_videogpt
+from models.videos import read_videos
 from models.vqdiffusion.checkpoint import load_video_model
 from models.vqgan import images_to_tensor, load_codec
 from tests.launch.conftest import run_verb
@@ -118,6 +119,20 @@ def test_codec_from_a_file_of_its_own(files, tmp_path):
     load_videogpt(tmp_path / "a")
 
 
+def test_dataset_becomes_video_folders(files, golden, tmp_path):
+    done = run_verb("convert", "kind=dataset", f"source={files}/data", f"out={tmp_path}")
+    assert f"4 videos of door-close: {tmp_path}/door-close/expert" in done.stdout
+    videos = read_videos(tmp_path / "door-close" / "expert")
+    assert (videos.task, videos.domain, videos.render.quality) == ("door-close", "metaworld", "full")
+    assert (len(videos.split("train")), len(videos.split("validation"))) == (2, 2)
+    frames = np.load(golden("diffusion_reward") / "io.npz")["frames_u8"]
+    assert all(np.array_equal(episode.frames, frames) for episode in videos.episodes)
+    assert all(record["success"] is None for record in videos.records)
+    again = run_verb("convert", "kind=dataset", f"source={files}/data", f"out={tmp_path}", check=False)
+    assert "nothing is overwritten" in again.stderr
+    assert sorted(path.name for path in (tmp_path / "door-close").iterdir()) == ["expert"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -127,6 +142,8 @@ def test_codec_from_a_file_of_its_own(files, tmp_path):
         (["kind=codec", "source={files}/vqgan.pt", "domain=dmc"], "expected one of metaworld, adroit"),
         (["kind=codec", "source={files}/vqgan.pt", "tasks=[raech]"], "did you mean 'reach'"),
         (["kind=codec", "source={files}/vqgan.pt", "weights=best"], "weights='best' is not allowed"),
+        (["kind=dataset", "source={files}/vqgan.pt"], "no official dataset"),
+        (["kind=dataset", "source={files}/data", "tasks=[reach]"], "has no videos of reach"),
         (["kind=video", "source={files}/vqgan.pt"], "holds no video diffusion model"),
         (["kind=video", "source={files}/best.pth", "num_heads=5"], "expected a multiple of num_heads=5"),
     ],

@@ -60,9 +60,9 @@ def test_a_task_folder_is_read_in_numeric_order(root):
 def test_what_is_not_known_is_marked(root):
     (videos,) = read_official(root / "metaworld" / "door-close-v2")
     episode, record = videos.episodes[0], videos.records[0]
-    assert (record["frames_only"], record["success"], record["env_return"]) == (True, None, None)
-    assert episode.actions.shape == (11, 4)
-    assert not episode.actions.any() and not episode.env_rewards.any() and not episode.successes.any()
+    assert (record["success"], record["env_return"], record["length_steps"]) == (None, None, 11)
+    assert episode.actions.shape == (11, 0)
+    assert not episode.env_rewards.any() and not episode.successes.any()
 
 
 def test_domain_folders_and_roots_are_read(root):
