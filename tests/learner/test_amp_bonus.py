@@ -118,6 +118,11 @@ def test_several_folders_are_joined(config, tmp_path):
     assert bonus.expert_frames.shape == (15, 64, 64, 3)
 
 
+def test_held_out_videos_stay_held_out(config, tmp_path):
+    videos = replace(config, videos=write_expert(tmp_path / "five", count=5))  # The fifth is for validation.
+    assert len(make_bonus(videos, 64, CPU, seed=0).expert_frames) == 4 * 3
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
