@@ -154,6 +154,7 @@ def _convert_codec(config: DictConfig, file: OfficialFile, facts: dict[str, Any]
     codec = _build_codec(config, file)
     save_codec(out, codec, facts)
     _describe("codec", codec)
+    _left_out("not of the codec", file.other_names(official.CODEC_MARK))
 
 
 def _convert_video(config: DictConfig, file: OfficialFile, facts: dict[str, Any], out: Path) -> None:
@@ -168,7 +169,8 @@ def _convert_video(config: DictConfig, file: OfficialFile, facts: dict[str, Any]
     save_video_model(out, model, codec, facts, codec_extra=facts)
     _describe("codec", codec)
     _describe("video model", model)
-    _left_out(unused)
+    _left_out("nothing reads them", unused)
+    _left_out("unknown", file.other_names(official.CODEC_MARK, official.DIFFUSION_MARK))
 
 
 def _convert_videogpt(config: DictConfig, file: OfficialFile, facts: dict[str, Any], out: Path) -> None:
@@ -185,7 +187,8 @@ def _convert_videogpt(config: DictConfig, file: OfficialFile, facts: dict[str, A
     save_videogpt(out, model, codec, facts, codec_extra=facts)
     _describe("codec", codec)
     _describe("videogpt", model)
-    _left_out(unused)
+    _left_out("nothing reads them", unused)
+    _left_out("unknown", file.other_names(official.CODEC_MARK, official.VIDEOGPT_MARK))
 
 
 CONVERTERS: dict[str, Callable[[DictConfig, OfficialFile, dict[str, Any], Path], None]] = {
@@ -237,9 +240,10 @@ def _describe(what: str, model: Any) -> None:
     print(f"[convert] {what}: {count:,} parameters; {sizes}")
 
 
-def _left_out(names: list[str]) -> None:
+def _left_out(why: str, names: list[str]) -> None:
     if names:
-        print(f"[convert] left out, nothing reads them: {', '.join(names)}")
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        print(f"[convert] left out, {why}: {len(names)} tensors ({shown})")
 
 
 if __name__ == "__main__":

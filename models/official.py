@@ -29,6 +29,8 @@ WEIGHTS = ("ema", "model")
 CODEC_MARK = "codebook.embedding.weight"
 DIFFUSION_MARK = "transformer.content_emb.emb.weight"
 VIDEOGPT_MARK = "transformer.pos_emb"
+# VideoGPT shares its prefix (there is none) with the codec, so more of its names is needed to tell it.
+_COMMON_START = {CODEC_MARK: "", DIFFUSION_MARK: "", VIDEOGPT_MARK: "transformer."}
 # Buffers of the official attention layers that its network never reads.
 UNUSED_MASK = re.compile(r"\.attn[12]\.mask$")
 
@@ -68,6 +70,12 @@ class OfficialFile:
                 f"{self.path} holds no {what}: no tensor is named ...{mark}. It has {tops}; check kind= and source="
             )
         return part
+
+    def other_names(self, *marks: str) -> list[str]:
+        """Names in `weights` that belong to none of the parts with these marks, sorted."""
+        prefixes = {mark: _prefix(self.weights, mark) for mark in marks}
+        starts = tuple(f"{p}{_COMMON_START[mark]}" for mark, p in prefixes.items() if p is not None)
+        return sorted(name for name in self.weights if not name.startswith(starts))
 
 
 def read_official(path: str | Path, weights: str = "ema") -> OfficialFile:
@@ -112,14 +120,19 @@ def find_part(weights: Weights, mark: str) -> dict[str, Tensor] | None:
     Raises:
         ValueError: if the marked tensors differ, so that it is unclear which part is meant.
     """
-    found = sorted((n for n in weights if n == mark or n.endswith(f".{mark}")), key=lambda n: (len(n), n))
-    if not found:
+    prefix = _prefix(weights, mark)
+    if prefix is None:
         return None
+    start = f"{prefix}{_COMMON_START[mark]}"
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(start)}
+
+
+def _prefix(weights: Weights, mark: str) -> str | None:
+    found = sorted((n for n in weights if n == mark or n.endswith(f".{mark}")), key=lambda n: (len(n), n))
     for other in found[1:]:
         if not torch.equal(weights[other], weights[found[0]]):
             raise ValueError(f"{found[0]} and {other} differ: unclear which of the two parts is meant")
-    prefix = found[0].removesuffix(mark)
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return found[0].removesuffix(mark) if found else None
 
 
 def build_codec(
@@ -249,7 +262,7 @@ def build_videogpt(
     """VideoGPT of an official state dict.
 
     Args:
-        weights: Official names; only `transformer.*` is used.
+        weights: Official names (`transformer.*`), without further prefix.
         codec: Its codec.
         source: Named in errors.
         num_heads: Attention heads; no shape tells them.
@@ -262,24 +275,23 @@ def build_videogpt(
     Raises:
         ValueError: for missing or unexpected keys, shapes that differ, or masks that are not causal.
     """
-    own = {name: value for name, value in weights.items() if name.startswith("transformer.")}
-    width, latent_dim = _shape(own, "transformer.tok_emb.weight", source)
+    width, latent_dim = _shape(weights, "transformer.tok_emb.weight", source)
     config = VideoGPTConfig(
-        num_codes=_shape(own, "transformer.head.weight", source)[0],
+        num_codes=_shape(weights, "transformer.head.weight", source)[0],
         latent_size=codec.config.latent_size,
         latent_dim=latent_dim,
         num_history_frames=num_history_frames,
-        num_layers=_count(own, r"transformer\.blocks\.(\d+)\."),
+        num_layers=_count(weights, r"transformer\.blocks\.(\d+)\."),
         width=width,
         num_heads=num_heads,
-        mlp_ratio=_shape(own, "transformer.blocks.0.mlp.0.weight", source)[0] // width,
+        mlp_ratio=_shape(weights, "transformer.blocks.0.mlp.0.weight", source)[0] // width,
     )
     require_codec_fits(config, codec)
-    kept = from_official(own, config, str(source))
+    kept = from_official(weights, config, str(source))
     model = VideoGPT(config, codec.codebook.embedding.weight)
     apply_weights(model, kept, source)
     _freeze(model)
-    return model, sorted(set(own) - set(kept))
+    return model, sorted(set(weights) - set(kept))
 
 
 def _require_schedule(weights: Weights, config: VQDiffusionConfig, source: str | Path) -> None:

@@ -32,7 +32,8 @@ def files(golden, tmp_path_factory):
     gpt = tensors(golden("viper") / "videogpt_state.npz")
     torch.save(codec, folder / "vqgan.pt")
     torch.save({"model": model, "ema": ema, "last_epoch": 99}, folder / "best.pth")
-    torch.save(gpt | with_prefix("vqgan.", codec), folder / "videogpt.pt")
+    more = {"lpips.weight": torch.zeros(1)}
+    torch.save(gpt | with_prefix("vqgan.", codec) | more, folder / "videogpt.pt")
     torch.save(gpt, folder / "videogpt_without_codec.pt")
     frames = np.load(golden("diffusion_reward") / "io.npz")["frames_u8"]
     for split in ("train", "test"):
@@ -101,6 +102,8 @@ def test_videogpt(files, golden, tmp_path):
         *("num_heads=4", f"out={out}"),
     )
     assert "weights know upside-down pictures" in done.stdout
+    assert "left out, unknown: 1 tensors (lpips.weight)" in done.stdout
+    assert "nothing reads them: 2 tensors (transformer.blocks.0.attn.mask" in done.stdout
     model, codec, meta = load_videogpt(out)
     assert (meta["tasks"], meta["action_repeat"]) == (["adroit-door", "adroit-pen"], 2)
     assert meta["render"]["camera"] == "paper"
