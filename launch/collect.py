@@ -87,6 +87,8 @@ def collect(config: DictConfig) -> int:
         TooFewSuccessesError: if the expert fails too often.
     """
     if config.task_set is not None:
+        if str(config.source) == "videos":
+            raise UsageError("source=videos imports one task; call it for each, without task_set=")
         return _collect_set(config)
     if config.source is None and (config.path is not None or config.name is not None):
         raise UsageError("path= and name= are for videos that exist already; say source=videos")
@@ -138,6 +140,7 @@ def collect(config: DictConfig) -> int:
 
 
 def _import_videos(config: DictConfig) -> int:
+    """Runs the importer of people's own videos, whose task may be none of the simulator's."""
     task = config.name if config.name is not None else config.env.task
     default = f"data/{task}/{config.behaviour}"
     out = absolute_path(config.out if config.out is not None else default, "out")

@@ -25,6 +25,8 @@ FITS = ("crop", "pad", "stretch")
 SLACK_S = 1e-4
 # Pictures further apart than this many typical distances mean a variable frame rate.
 UNEVEN = 1.5
+# A file whose pictures end before this part of the length it states was cut off.
+COMPLETE = 0.8
 MIN_FRAMES = 2
 
 
@@ -285,12 +287,14 @@ def decode(
             name the file.
     """
     times: list[float] = []
+    ends = [0.0]
 
     def watched() -> Iterator[Picture]:
         for picture in source.open():
             if times and picture.time_s <= times[-1]:
                 raise ValueError(f"the times of its pictures go back at {picture.time_s:.3f} s")
             times.append(picture.time_s)
+            ends.append(picture.time_s + picture.duration_s)
             if on_time is not None:
                 on_time(picture.time_s)
             yield picture
@@ -300,6 +304,12 @@ def decode(
         frames.append(cut.frame(picture.load()))
         if len(frames) == choice.max_frames:
             break
+    else:
+        if choice.end_s is None and source.length_s is not None and ends[-1] < COMPLETE * source.length_s:
+            raise ValueError(
+                f"it states a length of {source.length_s:.2f} s, but its pictures end at {ends[-1]:.2f} s: it was cut "
+                "off. Use the whole file, or say end_s="
+            )
     if min(len(frames), len(times)) < MIN_FRAMES:
         raise ValueError(
             f"it is too short: {len(frames)} frames chosen out of {len(times)} pictures, expected {MIN_FRAMES} or more"

@@ -137,6 +137,14 @@ def test_variable_frame_rate_needs_a_choice_by_time(clips):
     assert len(frames) >= 9 and np.allclose([square_x(f) for f in frames], expected, atol=0.02)
 
 
+def test_a_file_that_was_cut_off_is_refused(clips, tmp_path):
+    data = (clips / "square.webm").read_bytes()
+    (tmp_path / "half.webm").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"length of 1\.00 s, but its pictures end at 0\.\d+ s"):
+        frames_of(tmp_path / "half.webm")
+    assert len(frames_of(tmp_path / "half.webm", FrameChoice(end_s=0.1))) == 3
+
+
 def test_part_of_a_video_and_at_most_so_many_frames(clips):
     frames = frames_of(clips / "square.mp4", FrameChoice(start_s=0.5, end_s=0.8))
     assert np.allclose([square_x(f) for f in frames], positions(24)[15:], atol=0.02)
@@ -264,6 +272,7 @@ def test_every_bad_video_is_named_and_nothing_is_left(clips, tmp_path):
         (["path={clips}", "name=mine", "validation_every=0"], "different frame rates"),
         (["path={sequence}", "name=mine", "validation_every=0"], "source_fps="),
         (["name=mine"], "source=videos needs path="),
+        (["path={clips}", "task_set=metaworld7"], "imports one task"),
     ],
 )
 def test_bad_input_says_what_to_do(clips, tmp_path, overrides, message):
@@ -315,7 +324,11 @@ def test_own_videos_become_a_reward_model_and_are_scored(tmp_path):
     assert index["extra"]["has_actions"] is False and index["extra"]["has_rewards"] is False
 
     tiny = [o for o in TINY if not o.startswith(("task", "env"))]
-    quick = ["codec_training.warmup_steps=0", "video_training.warmup_steps=0"]
+    quick = [
+        "codec_training.warmup_steps=0",
+        "video_training.warmup_steps=0",
+        "video_training.train_steps=60",
+    ]
     common = [*tiny, *quick, f"data={tmp_path}/data", "device=cpu", "threads=1"]
     run("pretrain", pretrain.pretrain, *common, "stage=codec", f"out={tmp_path}/codec")
     video = ["stage=video", f"codec_checkpoint={tmp_path}/codec"]
