@@ -52,13 +52,14 @@ class LearnerLink:
         Raises:
             RuntimeError: if the learner failed for a reason that a restart cannot mend.
         """
-        self.in_flight.pop(ref)
+        updates = self.in_flight.pop(ref)
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayError as error:
             self._recover(error)
             return
-        self.updates = int(answer["updates"])
+        # Counted, not copied from the answer: the answers of two calls in flight may be handled in either order.
+        self.updates += updates
         self._metrics |= answer["metrics"]
         self.batch_wait_s = float(answer["batch_wait_s"])
 
