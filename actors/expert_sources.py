@@ -94,11 +94,12 @@ class CheckedExpert:
                     f"{theirs}. Was it trained on another task, or on observations other than the simulator's state?"
                 )
         try:
-            self(first_state.copy())
-        except (TypeError, IndexError, RuntimeError) as error:
+            action = policy(first_state.copy())
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise ValueError(
                 f"expert {name!r} fails on a state of task {task!r} ({len(first_state)} numbers): {error}"
             ) from error
+        self._checked(action)
 
     def __str__(self) -> str:
         return str(self._policy) if type(self._policy).__str__ is not object.__str__ else self._name
@@ -115,7 +116,10 @@ class CheckedExpert:
         Raises:
             ValueError: if the policy returns another shape, or numbers that are not finite.
         """
-        action = np.asarray(self._policy(state), dtype=np.float32)
+        return self._checked(self._policy(state))
+
+    def _checked(self, given: np.ndarray) -> np.ndarray:
+        action = np.asarray(given, dtype=np.float32)
         if action.shape != (self._action_size,) or not np.isfinite(action).all():
             raise ValueError(
                 f"expert {self._name!r} returned {np.array2string(action, threshold=8)} (shape {action.shape}) on task "

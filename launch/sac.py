@@ -31,7 +31,8 @@ class SACConfig:
         hidden_size: Width of both hidden layers, 1 or more.
         learning_rate: Adam's, of actor, critics and temperature, above 0.
         batch_transitions: Transitions of one update, 1 or more.
-        updates_per_step: Updates per agent step, above 0.
+        updates_per_step: Updates per agent step, above 0; rounded to whole ones per 4 agent steps of each runner, or to
+            one in some multiple of these.
         discount: In [0, 1].
         target_rate: Share of the critic that moves into its target at each update, in (0, 1].
         initial_temperature: Weight of the entropy at the start, above 0.
@@ -195,6 +196,8 @@ def _algorithm_config(
     from ray.tune.registry import register_env
 
     register_env("drr-state", make_state_env)
+    # RLlib reckons with a runner in this process even where it does not step.
+    counted = max(num_env_runners, 1) / (num_env_runners + 1)
     model = DefaultModelConfig(fcnet_hiddens=[config.hidden_size] * 2, fcnet_activation="relu")
     return (
         RLlibSACConfig()
@@ -207,7 +210,7 @@ def _algorithm_config(
             critic_lr=config.learning_rate,
             alpha_lr=config.learning_rate,
             train_batch_size_per_learner=config.batch_transitions,
-            training_intensity=config.updates_per_step * config.batch_transitions,
+            training_intensity=config.updates_per_step * config.batch_transitions * counted,
             gamma=config.discount,
             tau=config.target_rate,
             initial_alpha=config.initial_temperature,
