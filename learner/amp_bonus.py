@@ -149,6 +149,7 @@ class AMPBonus:
             "updates": self._updates,
             "generator": self._generator.get_state(),
             "expert": {"frames": len(self.expert_frames), "crc32": self._digest},
+            "metrics": self._metrics,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,6 +168,7 @@ class AMPBonus:
         self.running.moments.copy_(state["running"])
         self._updates = state["updates"]
         self._generator.set_state(state["generator"].cpu())
+        self._metrics = dict(state["metrics"])
 
 
 def _training_frames(config: AMPBonusConfig, resolution_px: int) -> np.ndarray:

@@ -40,6 +40,8 @@ class RNDBonus:
         self.rnd = RND(config.rnd, resolution_px).to(device)
         self.running = RunningStd(device)
         self._updates = 0
+        # Shown at every update: the learner reads metrics at updates of its own, which may never be due ones.
+        self._metrics: dict[str, torch.Tensor] = {}
         self._features: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def bonus(self, batch: TensorBatch) -> torch.Tensor | None:
@@ -54,13 +56,17 @@ class RNDBonus:
         return value
 
     def update(self, batch: TensorBatch) -> dict[str, torch.Tensor]:
-        """Trains the predictor on s_{t+n} every `train_every_updates` calls, the first one included."""
+        """Trains the predictor on s_{t+n} every `train_every_updates` calls, the first one included.
+
+        Returns:
+            The newest loss.
+        """
         due = self._is_due()
         self._updates += 1
-        if not due:
-            return {}
-        assert self._features is not None, "bonus(batch) comes before update(batch)"
-        return {"bonus_loss": self.rnd.step(*self._features)}
+        if due:
+            assert self._features is not None, "bonus(batch) comes before update(batch)"
+            self._metrics = {"bonus_loss": self.rnd.step(*self._features)}
+        return self._metrics
 
     def _is_due(self) -> bool:
         return self._updates % self.config.train_every_updates == 0
@@ -71,6 +77,7 @@ class RNDBonus:
             "rnd": self.rnd.training_state(),
             "running": self.running.moments,
             "updates": self._updates,
+            "metrics": self._metrics,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -78,3 +85,4 @@ class RNDBonus:
         self.rnd.load_training_state(state["rnd"])
         self.running.moments.copy_(state["running"])
         self._updates = state["updates"]
+        self._metrics = dict(state["metrics"])
