@@ -6,6 +6,7 @@ python launch/collect.py task=adroit-door source=minari:D4RL/door/expert-v2 epis
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -56,8 +57,10 @@ class MinariSettings:
     behaviour: str = "expert"
 
     def __post_init__(self) -> None:
-        if not self.dataset_id:
-            raise ValueError("source=minari: names no dataset; for example source=minari:D4RL/door/expert-v2")
+        if not re.fullmatch(r"([-\w]+://[-\w]+/)?[-\w]+(/[-\w]+)*-v\d+", self.dataset_id):
+            raise ValueError(
+                f"source={self.source} names no dataset with its version; for example source=minari:D4RL/door/expert-v2"
+            )
         if self.minari_replay not in REPLAYS:
             raise ValueError(f"minari_replay is {self.minari_replay!r}; use one of {', '.join(REPLAYS)}")
         if self.episodes < 1:
