@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 # Sets MUJOCO_GL, so it must come before mujoco.
-from actors.envs.rendering import SceneRenderer, shared_renderer  # isort: skip
+from actors.envs.pixel_task import PixelTaskEnv  # isort: skip
 
-import gymnasium
 import mujoco
 import numpy as np
 
@@ -56,22 +55,11 @@ _MOVED_CAMERA = "fixed"
 _OPAQUE_GEOMS = {"adroit-pen": ("pen", "target")}
 
 
-class AdroitEnv(gymnasium.Env):
-    """One Adroit task with (H, W, 3) uint8 frames.
+class AdroitEnv(PixelTaskEnv):
+    """One Adroit task; see `PixelTaskEnv`. A dropped pen can not be picked up, but the episode goes on.
 
-    One agent step holds the action for `action_repeat` simulator steps and draws one frame at the end. The sparse
-    reward is the number of these simulator steps that were a success. The task never terminates (a dropped pen can
-    not be picked up, but the episode goes on): after `episode_steps` agent steps it is truncated, and the discount
-    stays 1.
-
-    The scene depends on the seed of the reset alone, never on earlier episodes or on `set_state`.
-
-    `info` of a step: `success` (bool, any repeat), `success_count` (int), `dense_reward` (float, the simulator's
-    shaped reward summed over the repeats), `discount` (float, always 1), `seed` (int, of the episode).
+    `state` has 39 numbers (door, relocate), 46 (hammer) or 45 (pen).
     """
-
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - the name and form are Gymnasium's
-    render_mode = "rgb_array"
 
     def __init__(self, config: EnvConfig, seed: int | None = None) -> None:
         """Builds the simulator; the renderer is made with the first frame.
@@ -84,111 +72,19 @@ class AdroitEnv(gymnasium.Env):
         Raises:
             ValueError: if the camera is unknown.
         """
-        self.config = config
-        self._sim = _make_simulator(config.task)
-        self._camera_id = self._place_camera(config.render.camera)
-        model = self._sim.model
+        sim = _make_simulator(config.task)
+        super().__init__(config, seed, sim, _place_camera(sim.model, config), scene=config.task)
         for name in _OPAQUE_GEOMS.get(config.task, ()):
-            model.geom_rgba[model.geom(name).id, 3] = 1.0
+            sim.model.geom_rgba[sim.model.geom(name).id, 3] = 1.0
         # What a scene or `set_state` may move; a reset of the simulator writes only a part of it.
-        self._moved = (model.body_pos, model.body_quat, model.site_pos)
+        self._moved = (sim.model.body_pos, sim.model.body_quat, sim.model.site_pos)
         self._unmoved = tuple(array.copy() for array in self._moved)
-        self._renderer: SceneRenderer | None = None
-        self._seeds = np.random.default_rng(seed)
-        self._episode_seed = -1
-        self._steps_left = 0
-        self._state = np.zeros(0)
-        shape = (config.render.height_px, config.render.width_px, 3)
-        self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (config.action_dim,), np.float32)
 
-    def _place_camera(self, name: str) -> int:
-        model = self._sim.model
-        own = [model.camera(i).name for i in range(model.ncam)]
-        if name == PAPER_CAMERA:
-            camera_id: int = model.camera(_MOVED_CAMERA).id
-            view = PAPER_VIEWS[self.config.task]
-            model.cam_pos[camera_id], model.cam_quat[camera_id] = view.position_m, view.quaternion
-            return camera_id
-        if name not in own:
-            raise ValueError(
-                f"camera {name!r} is unknown for task {self.config.task!r}; use one of "
-                f"{', '.join([PAPER_CAMERA, *own])} (render.camera)"
-            )
-        return int(model.camera(name).id)
-
-    @property
-    def state(self) -> np.ndarray:
-        """(S,) float64 low-dimensional state with the goal, for experts and tests (door 39, hammer 46, pen 45, ...)."""
-        return self._state.copy()
-
-    @property
-    def episode_seed(self) -> int:
-        """Seed of the current episode."""
-        return self._episode_seed
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict]:
-        """Starts an episode.
-
-        Args:
-            seed: 0 or more; fixes the goal, the objects and so every later frame for given actions. None draws one.
-            options: Unused.
-
-        Returns:
-            First frame (H, W, 3) uint8, and info with `seed`.
-        """
-        self.reset_state(seed)
-        return self.render(), {"seed": self._episode_seed}
-
-    def reset_state(self, seed: int | None = None) -> None:
-        """Starts an episode without drawing a frame."""
-        self._episode_seed = int(self._seeds.integers(2**48) if seed is None else seed)
+    def _start_scene(self, seed: int) -> np.ndarray:
         for array, original in zip(self._moved, self._unmoved):
             array[:] = original
-        self._state, _ = self._sim.reset(seed=self._episode_seed)
-        self._steps_left = self.config.episode_steps
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Takes one agent step.
-
-        Args:
-            action: (A,) float, clipped to [-1, 1].
-
-        Returns:
-            Frame (H, W, 3) uint8, sparse reward (0 to `action_repeat`), terminated (always False), truncated, info.
-
-        Raises:
-            RuntimeError: if the episode is over or was never started.
-        """
-        reward, truncated, info = self.advance(action)
-        return self.render(), reward, False, truncated, info
-
-    def advance(self, action: np.ndarray) -> tuple[float, bool, dict[str, Any]]:
-        """Takes one agent step without drawing a frame; returns sparse reward, truncated, info."""
-        if self._steps_left < 1:
-            raise RuntimeError(
-                f"the episode of task {self.config.task!r} is over; call reset() before step()"
-            )
-        action = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
-        success_count, dense_reward = 0, 0.0
-        for _ in range(self.config.action_repeat):
-            self._state, reward, _, _, info = self._sim.step(action)
-            success_count += int(info["success"])
-            dense_reward += float(reward)
-        self._steps_left -= 1
-        return (
-            float(success_count),
-            self._steps_left == 0,
-            {
-                "success": success_count > 0,
-                "success_count": success_count,
-                "dense_reward": dense_reward,
-                "discount": 1.0,
-                "seed": self._episode_seed,
-            },
-        )
+        state, _ = self._sim.reset(seed=seed)
+        return np.asarray(state)
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The physical state: `qpos`, `qvel` and where the task's object and goal are (float64 arrays)."""
@@ -234,17 +130,22 @@ class AdroitEnv(gymnasium.Env):
         mujoco.mj_kinematics(self._sim.model, self._sim.data)
         mujoco.mj_camlight(self._sim.model, self._sim.data)
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """Draws the current state: (H, W, 3) uint8, upright."""
-        sim = self._sim
-        if self._renderer is None:
-            self._renderer = shared_renderer(self.config.task, sim.model, self.config.render)
-        self._update_positions()
-        return self._renderer.render(sim.model, sim.data, self._camera_id)
 
-    def close(self) -> None:
-        """Lets go of the simulator; the renderer is shared and stays for the next environment."""
-        self._sim.close()
+def _place_camera(model: Any, config: EnvConfig) -> int:
+    """Moves and returns the camera that `config.render.camera` names (ValueError if there is none)."""
+    name = config.render.camera
+    own = [model.camera(i).name for i in range(model.ncam)]
+    if name == PAPER_CAMERA:
+        camera_id: int = model.camera(_MOVED_CAMERA).id
+        view = PAPER_VIEWS[config.task]
+        model.cam_pos[camera_id], model.cam_quat[camera_id] = view.position_m, view.quaternion
+        return camera_id
+    if name not in own:
+        raise ValueError(
+            f"camera {name!r} is unknown for task {config.task!r}; use one of "
+            f"{', '.join([PAPER_CAMERA, *own])} (render.camera)"
+        )
+    return int(model.camera(name).id)
 
 
 def _make_simulator(task: str) -> Any:
