@@ -57,6 +57,7 @@ def pretrain(config: DictConfig) -> int:
     """
     if config.stage not in STAGES:
         raise UsageError(f"unknown stage {config.stage!r}; {suggest(str(config.stage), STAGES)}")
+    _require_reward_of_the_stage(config)
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
@@ -88,6 +89,18 @@ def pretrain(config: DictConfig) -> int:
         _statistics(config, videos, out, device)
     print(f"[{config.stage}] done: {out}")
     return 0
+
+
+def _require_reward_of_the_stage(config: DictConfig) -> None:
+    """Refuses, before any training, a reward whose statistics cannot be computed with what the stage makes."""
+    wanted, frozen = STAGE_REWARDS.get(config.stage), config.reward.frozen
+    if wanted is not None and frozen != wanted:
+        raise UsageError(
+            f"stage={config.stage} trains the model of the frozen reward {wanted!r}, but reward={config.reward.name} "
+            f"has {frozen!r}; leave reward= out"
+        )
+    if config.stage == "statistics" and frozen is None:
+        raise UsageError(f"reward={config.reward.name} has no statistics; choose a frozen reward")
 
 
 def choose_device(name: str) -> torch.device:
@@ -177,8 +190,6 @@ def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: t
     from reward_service.contract import reward_class
     from reward_service.statistics import compute_statistics
 
-    if config.reward.frozen is None:
-        raise UsageError(f"reward={config.reward.name} has no statistics; choose a frozen reward")
     cls = reward_class(config.reward.frozen)
     base = build(cls.config_class, config.frame_reward, "frame_reward.")
     for settings in base.cheap_siblings():

@@ -56,6 +56,8 @@ def test_score_writes_a_row_per_frame_and_the_aucs(tiny, tmp_path):
         ("collect", ["episodes=0"], "episodes must be at least 1, got 0"),
         ("pretrain", ["stage=codek"], "did you mean 'codec'"),
         ("pretrain", ["data={tmp}"], "no video folder at or below"),
+        ("pretrain", ["stage=video", "reward=viper"], "leave reward= out"),
+        ("pretrain", ["stage=statistics", "reward=amp"], "reward=amp has no statistics"),
         ("pretrain", ["data={tiny}/data/expert", "stage=video", "codec_checkpoint={tmp}/none"], "none"),
         ("pretrain", ["data={tiny}/data/expert", "stage=codec", "out={tiny}/codec"], "finished"),
         ("score", ["videos={tmp}"], "index.json is missing"),
