@@ -108,6 +108,5 @@ class ModulePolicy:
             distribution = self._module.get_inference_action_dist_cls().from_logits(inputs)
             action = distribution.to_deterministic().sample()
             if isinstance(distribution, TorchSquashedGaussian):
-                # RLlib leaves the mean of a squashed Gaussian unsquashed.
-                action = torch.tanh(distribution.loc)
+                action = torch.tanh(action)  # RLlib leaves the mean of a squashed Gaussian unsquashed.
         return action[0].numpy()

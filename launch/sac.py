@@ -158,7 +158,7 @@ class StateSAC:
     def save(self, folder: Path) -> None:
         """Writes `rllib/` (its own checkpoint), `replay.npz` and `temperature.json` into an existing folder."""
         self._algorithm.save_to_path(str((folder / "rllib").absolute()))
-        arrays = replay_arrays(self._algorithm.local_replay_buffer.episodes)
+        arrays: dict[str, Any] = replay_arrays(self._algorithm.local_replay_buffer.episodes)
         write_atomic(folder / "replay.npz", lambda file: np.savez(file, **arrays))
         write_json(folder / "temperature.json", {"log_temperature": self._log_temperature().item()})
 

@@ -113,11 +113,10 @@ def run(config: DictConfig) -> int:
     print(f"[train_expert] starting Ray; run folder {folder.path}", flush=True)
     start_ray(cluster, namespace=f"drr-{folder.path.name}-{time.time_ns():x}")
     try:
-        stop = StopFlag()  # After Ray, which puts its own handler on SIGTERM.
         _require_cpus(settings, ray.cluster_resources().get("CPU", 0.0))
         training = ExpertTraining(settings, folder, wall_offset_s)
         try:
-            training.run(stop)
+            training.run(StopFlag())  # After Ray and RLlib, which put handlers of their own on SIGTERM.
         finally:
             training.close()
     finally:

@@ -1,0 +1,182 @@
+"""Experts from the dense reward as a user makes them: kill, resume, export, collect."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from actors.envs.registry import EnvConfig
+from actors.envs.state_env import StateEnv
+from actors.policy_file import load_policy_file
+from launch.cli import UsageError, compose
+from launch.collect import collect
+from launch.train_expert import TrainExpertSettings, run
+from models.videos import read_videos
+from tests.launch.conftest import ROOT, run_verb
+
+SMALL = [
+    "task=drawer-close",
+    "env.episode_steps=25",
+    "sac.hidden_size=16",
+    "sac.batch_transitions=8",
+    "sac.warmup_steps=50",
+    "eval_every_agent_steps=100",
+    "eval_episodes=2",
+    "checkpoint_every_s=0",
+]
+
+
+def test_state_env_is_the_environment_without_pictures():
+    env = StateEnv(EnvConfig("reach", episode_steps=4), seed=0, reward_scale=0.5)
+    state, info = env.reset(seed=7)
+    again, _ = env.reset(seed=7)
+    np.testing.assert_array_equal(state, again)
+    assert (
+        state.shape == env.observation_space.shape == (39,)
+        and state.dtype == np.float32
+        and info["seed"] == 7
+    )
+    env.reset()
+    assert not np.array_equal(env.reset()[0], state)
+    steps = [env.step(np.ones(4, np.float32)) for _ in range(4)]
+    assert [(terminated, truncated) for _, _, terminated, truncated, _ in steps] == [(False, False)] * 3 + [
+        (False, True)
+    ]
+    for _, reward, _, _, info in steps:
+        assert reward == pytest.approx(0.5 * info["dense_reward"]) and info["episode_success"] is False
+    env.close()
+
+
+def rows(folder, phase: str) -> list[dict]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for line in lines if line.endswith("}") and (row := json.loads(line))["phase"] == phase]
+
+
+def start(*overrides: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "launch/train_expert.py", *overrides],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_until(condition, process: subprocess.Popen, timeout_s: float = 180) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline_s, "timed out"
+        time.sleep(0.1)
+
+
+def newest(out) -> tuple[dict, float, int]:
+    """Counters, temperature and number of transitions of the newest checkpoint."""
+    latest = out / "checkpoints" / (out / "checkpoints" / "LATEST").read_text()
+    counters = json.loads((latest / "counters.json").read_text())
+    log_temperature = json.loads((latest / "temperature.json").read_text())["log_temperature"]
+    with np.load(latest / "replay.npz", allow_pickle=False) as replay:
+        transitions = int(replay["lengths"].sum())
+        assert len(replay["rewards"]) == len(replay["actions"]) == transitions
+        assert len(replay["observations"]) == transitions + len(replay["lengths"])
+    return counters, float(np.exp(log_temperature)), transitions
+
+
+def test_kill_resume_stop_finish_collect(tmp_path):
+    out = tmp_path / "expert"
+    process = start(*SMALL, "total_agent_steps=100000", f"out={out}")
+    has_checkpoint = (out / "checkpoints" / "LATEST").exists
+    wait_until(lambda: has_checkpoint() and any(r["updates"] > 60 for r in rows(out, "eval")), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed, temperature, transitions = newest(out)
+    assert transitions == killed["agent_steps"] > 0
+
+    process = start(f"resume={out}")
+    wait_until(
+        lambda: (rows(out, "train") or [{"agent_steps": 0}])[-1]["agent_steps"] > killed["agent_steps"] + 200,
+        process,
+    )
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"resumed at {killed['agent_steps']:,} agent steps" in output and f"resume={out}" in output
+    # Neither the replay nor the learned temperature begins anew, and the update ratio (0.5 at preset=laptop) holds.
+    stopped, _, transitions = newest(out)
+    assert transitions == stopped["agent_steps"] > killed["agent_steps"]
+    new_steps = stopped["agent_steps"] - killed["agent_steps"]
+    assert stopped["updates"] - killed["updates"] == new_steps // 2
+    resumed = next(
+        r for r in rows(out, "train") if r["agent_steps"] > killed["agent_steps"] and "temperature" in r
+    )
+    assert resumed["temperature"] < 1.0 and abs(resumed["temperature"] - temperature) < 0.1
+
+    total = stopped["agent_steps"] + 20
+    done = run_verb("train_expert", f"resume={out}", f"total_agent_steps={total}")
+    assert "expert.npz" in done.stdout and rows(out, "eval")[-1]["agent_steps"] >= total
+    about = json.loads((out / "expert.json").read_text())
+    assert about["success_rate"] == max(r["success_rate"] for r in rows(out, "eval"))
+    policy = load_policy_file(out / "expert.npz")
+    assert (policy.state_size, policy.action_size, policy.nonlinearity, policy.output) == (
+        39,
+        4,
+        "relu",
+        "tanh",
+    )
+    check_videos(out, tmp_path)
+
+
+def check_videos(out, tmp_path) -> None:
+    """collect.py takes the exported policy, and the pickled checkpoint only with trust."""
+    common = [
+        "task=drawer-close",
+        "env.episode_steps=3",
+        "episodes=1",
+        "behaviour=half",
+        "validation_every=0",
+    ]
+    common += ["workers=1", "env.render.height_px=16", "env.render.width_px=16"]
+    with pytest.raises(ValueError, match="trust_expert=true"):
+        collect(compose("collect", [*common, f"expert={out}/checkpoint", f"out={tmp_path}/refused"]))
+    collect(compose("collect", [*common, f"expert={out}/expert.npz", f"out={tmp_path}/plain"]))
+    run_verb("collect", *common, f"expert={out}/checkpoint", "trust_expert=true", f"out={tmp_path}/pickled")
+    for name in ("plain", "pickled"):
+        assert len(read_videos(tmp_path / name).episodes[0]) == 3
+        index = json.loads((tmp_path / name / "index.json").read_text())
+        assert index["extra"]["expert"].startswith(str(out))
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sac.batch_transitions=0"], "sac: batch_transitions must be at least 1, got 0"),
+        (["sac.learning_rate=0"], "learning_rate must be above 0"),
+        (["total_agent_steps=0"], "total_agent_steps must be at least 1, got 0"),
+        (["num_env_runners=-1"], "num_env_runners must not be negative"),
+        (["resume={tmp}"], "not a run folder"),
+        (["out={tmp}"], "already exists"),
+    ],
+)
+def test_bad_input_is_refused_before_ray_starts(tmp_path, overrides, message):
+    (tmp_path / "something").touch()
+    with pytest.raises(UsageError, match=message):
+        run(compose("train_expert", [o.format(tmp=tmp_path) for o in overrides]))
+
+
+def test_presets_compose_for_every_domain():
+    for task in ("reach", "adroit-pen"):
+        for preset in ("laptop", "paper"):
+            config = compose("train_expert", [f"task={task}", f"preset={preset}"])
+            assert set(TrainExpertSettings.__dataclass_fields__) <= set(config)
+    assert compose("train_expert", ["preset=paper"]).sac.hidden_size == 256
