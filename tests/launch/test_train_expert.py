@@ -60,19 +60,32 @@ def rows(folder, phase: str) -> list[dict]:
     return [row for line in lines if line.endswith("}") and (row := json.loads(line))["phase"] == phase]
 
 
-def start(*overrides: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "launch/train_expert.py", *overrides],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def start():
+    """Starts the verb as a user would; what a failed test leaves behind is killed with its Ray processes."""
+    started: list[subprocess.Popen] = []
+
+    def launch(*overrides: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "launch/train_expert.py", *overrides],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        started.append(process)
+        return process
+
+    yield launch
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-def wait_until(condition, process: subprocess.Popen, timeout_s: float = 180) -> None:
+def wait_until(condition, process: subprocess.Popen, timeout_s: float = 300) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert process.poll() is None, process.stdout.read()
@@ -92,7 +105,7 @@ def newest(out) -> tuple[dict, float, int]:
     return counters, float(np.exp(log_temperature)), transitions
 
 
-def test_kill_resume_stop_finish_collect(tmp_path):
+def test_kill_resume_stop_finish_collect(tmp_path, start):
     out = tmp_path / "expert"
     process = start(*SMALL, "total_agent_steps=100000", f"out={out}")
     has_checkpoint = (out / "checkpoints" / "LATEST").exists
