@@ -37,6 +37,8 @@ STREAMS = 16
 # Videos that are not rolled out here: source -> importer, called with the configuration and a new folder's path.
 SOURCES = {"videos": "launch.import_videos:import_videos", "minari": "launch.import_minari:import_minari"}
 
+NOT_FOR_VIDEOS = ("episodes", "seed", "workers", "expert", "trust_expert", "minari_replay", "keep_failures")
+
 
 @dataclass(frozen=True)
 class CollectSettings:
@@ -104,9 +106,8 @@ def collect(config: DictConfig) -> int:
     from actors.envs.gl import describe_gl
 
     if settings.expert is not None:
-        print(
-            f"[collect] expert: {_load_expert(settings)}", flush=True
-        )  # here, so that a bad one is refused at once
+        # Loaded here as well, so that a bad one is refused at once.
+        print(f"[collect] expert: {_load_expert(settings)}", flush=True)
     facts = describe_gl()
     warning = f". WARNING: {facts.warning}" if facts.warning else ""
     print(f"[collect] rendering with {facts}{warning}", flush=True)
@@ -141,6 +142,12 @@ def collect(config: DictConfig) -> int:
 
 def _import_videos(config: DictConfig) -> int:
     """Runs the importer of people's own videos, whose task may be none of the simulator's."""
+    given = {override.partition("=")[0] for override in config.overrides}
+    meaningless = sorted(given & set(NOT_FOR_VIDEOS))
+    if meaningless:
+        raise UsageError(
+            f"source=videos takes every video of path=; {', '.join(meaningless)} mean nothing there, leave them out"
+        )
     task = config.name if config.name is not None else config.env.task
     default = f"data/{task}/{config.behaviour}"
     out = absolute_path(config.out if config.out is not None else default, "out")

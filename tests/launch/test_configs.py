@@ -75,7 +75,7 @@ def test_bad_values_are_refused(override, message):
 def test_a_reward_brings_its_own_keys():
     diffusion = train_settings(compose("train", ["reward=diffusion_likelihood", "frame_reward.skip_step=4"]))
     assert (diffusion.frame_reward.mode, diffusion.frame_reward.skip_step) == ("likelihood", 4)
-    with pytest.raises(UsageError, match="unknown key 'frame_reward.skip_step'"):
+    with pytest.raises(UsageError, match=r"unknown key 'frame_reward\.skip_step'"):
         compose("train", ["reward=sparse", "frame_reward.skip_step=4"])
     assert train_settings(compose("train", ["reward=sparse"])).bonus.name == "none"
     with pytest.raises(UsageError, match=r"unknown key 'bonus\.rnd\.lr'"):
