@@ -79,7 +79,21 @@ def test_build_names_key_and_value(values, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("verb", ["train", "collect", "pretrain", "score", "evaluate", "demo", "convert", "imitate", "quality", "train_expert"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "train",
+        "collect",
+        "pretrain",
+        "score",
+        "evaluate",
+        "demo",
+        "convert",
+        "imitate",
+        "quality",
+        "train_expert",
+    ],
+)
 def test_help_lists_groups_and_keys(verb):
     text = cli.help_text(verb, "What it does.")
     assert text.startswith("What it does.")
