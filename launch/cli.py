@@ -179,6 +179,8 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     options = [hint, *get_args(hint)]
+    if value is None and type(None) not in options and hint is not Any:
+        raise UsageError(f"{path} must not be null; expected {getattr(hint, '__name__', hint)}")
     nested = next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
     if nested is not None and isinstance(value, (Mapping, DictConfig)):
         return build(nested, value, f"{path}.")

@@ -63,6 +63,7 @@ def test_paper_preset_is_the_paper():
         ("rollout.num_actors=0", "num_actors must be at least 1"),
         ("eval_videos=99", "eval_videos must be in"),
         ("cluster.num_reward_actors=0", "num_reward_actors"),
+        ("agent.batch_size=null", "agent.batch_size must not be null; expected int"),
         ("agent.batch_size=many", "agent.batch_size must be int, got 'many'"),
     ],
 )
