@@ -7,7 +7,7 @@ go on), `metrics.jsonl`, `tensorboard/`, and, once finished, `summary.json`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from models.checkpoints import STATE_FILE, WEIGHTS_FILE, require_same_config
 from models.files import read_json, write_json
@@ -202,3 +203,20 @@ def video_settings(config: Any, model_config: Any, videos: Sequence[VideoSet]) -
             )
     data = {**dataset_facts(videos), **counts}
     return {"training": asdict(config), "model": asdict(model_config), "data": data}
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
+    """Scales gradients down to a total norm of at most `largest`.
+
+    Args:
+        parameters: Those without a gradient are left out.
+        largest: None only measures. (An infinite limit would turn an infinite norm into gradients that are NaN.)
+
+    Returns:
+        The total norm before clipping, a scalar.
+    """
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    if largest is not None:
+        return torch.nn.utils.clip_grad_norm_(trained, largest)
+    norms = [torch.linalg.vector_norm(p.grad) for p in trained if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms))

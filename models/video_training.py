@@ -19,7 +19,14 @@ from torch import Tensor
 
 from models.checkpoints import STATE_FILE, apply_weights, load_tensors, save_tensors
 from models.frames import tensor_to_images
-from models.training_folder import claim_folder, require_finite, run_training, seeded, video_settings
+from models.training_folder import (
+    claim_folder,
+    clip_gradients,
+    require_finite,
+    run_training,
+    seeded,
+    video_settings,
+)
 from models.training_log import Progress
 from models.video_facts import check_resolution, codec_facts, dataset_facts
 from models.video_training_config import LearningRate, VideoTrainingConfig
@@ -176,8 +183,7 @@ class _VideoRun:
     def _clip(self) -> None:
         config = self.config
         clips = config.clip_until_steps is None or self.step < config.clip_until_steps
-        largest = config.clip_grad_norm if clips else math.inf
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+        self.grad_norm = clip_gradients(self.model.parameters(), config.clip_grad_norm if clips else None)
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from models.checkpoints import STATE_FILE, apply_weights, load_tensors, save_tensors
 from models.frames import tensor_to_images
-from models.training_folder import claim_folder, require_finite, run_training, seeded, video_settings
+from models.training_folder import (
+    claim_folder,
+    clip_gradients,
+    require_finite,
+    run_training,
+    seeded,
+    video_settings,
+)
 from models.training_log import Progress
 from models.video_facts import check_resolution, codec_facts, dataset_facts
 from models.video_windows import TokenWindows
@@ -129,8 +136,7 @@ class _VideoGPTRun:
             loss = self._loss(torch.cat(self.train_windows.rows(index), 1))
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-        largest = math.inf if config.clip_grad_norm is None else config.clip_grad_norm
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+        self.grad_norm = clip_gradients(self.model.parameters(), config.clip_grad_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate_at(self.step, self.total_steps)
         self.optimiser.step()

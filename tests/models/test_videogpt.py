@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.checkpoints import apply_weights
+from models.training_folder import clip_gradients
 from models.videogpt import VideoGPT, VideoGPTConfig
 from models.videogpt.checkpoint import from_official, load_videogpt, save_videogpt
 from models.vqgan import VQGAN, VQGANConfig
@@ -212,3 +213,25 @@ def test_sequences_longer_than_the_window_and_foreign_codes_are_refused():
 def test_bad_config_names_key_and_value(key, value):
     with pytest.raises(ValueError, match=key):
         VideoGPTConfig(**{key: value})
+
+
+def test_the_first_gradient_at_paper_size_is_finite_and_moderate():
+    torch.manual_seed(0)
+    config = VideoGPTConfig()
+    codes = torch.empty(config.num_codes, config.latent_dim).uniform_(
+        -1 / 1024, 1 / 1024
+    )  # an untrained codec's
+    model = VideoGPT(config, codes)
+    model.training_loss(torch.randint(config.num_codes, (1, config.block_size))).backward()
+    norm = clip_gradients(model.parameters(), None)
+    assert 0 < norm < 100
+
+
+def test_measuring_an_infinite_norm_leaves_the_gradients_alone():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1e30, 1.0])
+    clip_gradients([weight], None)  # the sum of squares is beyond float32
+    assert weight.grad.tolist() == [torch.tensor(1e30).item(), 1.0]
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients([weight], 1.0) == 5.0
+    torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.8]))
