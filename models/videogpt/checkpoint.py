@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.checkpoints import (
-    WEIGHTS_FILE,
-    apply_weights,
-    load_checkpoint_config,
-    load_weights,
-    save_checkpoint,
-)
+from models.checkpoints import WEIGHTS_FILE, apply_weights, load_checkpoint_config, load_weights
+from models.model_folder import load_own_codec, model_config, require_same_values, save_with_codec
 from models.videogpt.config import VideoGPTConfig
 from models.videogpt.gpt import VideoGPT
-from models.vqgan import VQGAN, load_codec, save_codec
+from models.vqgan import VQGAN
 
 KIND = "videogpt"
-CODEC_FOLDER = "codec"
 MASK_SUFFIX = ".attn.mask"
 POSITIONS = "transformer.pos_emb"
 
@@ -50,12 +43,10 @@ def save_videogpt(
         FileExistsError: if the folder already holds a model and `overwrite` is off.
         ValueError: if the codec does not fit the model.
     """
-    folder = Path(folder)
     require_codec_fits(model.config, codec)
-    if not (folder / CODEC_FOLDER / "config.json").exists():
-        save_codec(folder / CODEC_FOLDER, codec, dict(codec_extra or {}))
-    config = {"kind": KIND, "model": asdict(model.config), **extra}
-    save_checkpoint(folder, model, config, overwrite=overwrite)
+    save_with_codec(
+        folder, KIND, model, model.config, codec, extra, codec_extra=codec_extra, overwrite=overwrite
+    )
 
 
 def load_videogpt(
@@ -76,8 +67,8 @@ def load_videogpt(
 
 def _load(folder: Path, device: str | torch.device) -> tuple[VideoGPT, VQGAN, dict[str, Any]]:
     meta = load_checkpoint_config(folder, KIND)
-    config = _model_config(meta["model"], folder)
-    codec = load_codec(folder / CODEC_FOLDER, device=str(device))
+    config = model_config(VideoGPTConfig, meta["model"], folder)
+    codec = load_own_codec(folder, device)
     require_codec_fits(config, codec)
     model = VideoGPT(config, codec.codebook.embedding.weight)
     apply_weights(model, load_weights(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
@@ -90,12 +81,7 @@ def require_codec_fits(config: VideoGPTConfig, codec: VQGAN) -> None:
     Raises:
         ValueError: naming the key, both values and what to do.
     """
-    for key in ("num_codes", "latent_size", "latent_dim"):
-        mine, theirs = getattr(config, key), getattr(codec.config, key)
-        if mine != theirs:
-            raise ValueError(
-                f"videogpt {key}={mine} does not fit the codec's {key}={theirs}; use the codec's value"
-            )
+    require_same_values(config, codec, ("num_codes", "latent_size", "latent_dim"), "videogpt")
 
 
 def from_official(weights: Mapping[str, Tensor], config: VideoGPTConfig, source: str) -> dict[str, Tensor]:
@@ -129,14 +115,3 @@ def from_official(weights: Mapping[str, Tensor], config: VideoGPTConfig, source:
         else:
             kept[name] = value
     return kept
-
-
-def _model_config(values: Mapping[str, Any], folder: Path) -> VideoGPTConfig:
-    known = VideoGPTConfig.__dataclass_fields__
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(
-            f"{folder}/config.json has unknown model keys {unknown}; it was written by another version, "
-            "train the model again or use that version"
-        )
-    return VideoGPTConfig(**values)

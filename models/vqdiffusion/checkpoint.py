@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.checkpoints import (
-    WEIGHTS_FILE,
-    apply_weights,
-    load_checkpoint_config,
-    load_weights,
-    save_checkpoint,
-)
+from models.checkpoints import WEIGHTS_FILE, apply_weights, load_checkpoint_config, load_weights
+from models.model_folder import load_own_codec, model_config, require_same_values, save_with_codec
 from models.vqdiffusion.config import VQDiffusionConfig
 from models.vqdiffusion.diffusion import VQDiffusion
-from models.vqgan import VQGAN, load_codec, save_codec
+from models.vqgan import VQGAN
 
 KIND = "vqdiffusion"
-CODEC_FOLDER = "codec"
 
 
 def save_video_model(
@@ -47,12 +40,10 @@ def save_video_model(
         FileExistsError: if the folder already holds a video model and `overwrite` is off.
         ValueError: if the codec does not fit the model.
     """
-    folder = Path(folder)
     require_codec_fits(model.config, codec)
-    if not (folder / CODEC_FOLDER / "config.json").exists():
-        save_codec(folder / CODEC_FOLDER, codec, dict(codec_extra or {}))
-    config = {"kind": KIND, "model": asdict(model.config), **extra}
-    save_checkpoint(folder, model, config, overwrite=overwrite)
+    save_with_codec(
+        folder, KIND, model, model.config, codec, extra, codec_extra=codec_extra, overwrite=overwrite
+    )
 
 
 def load_video_model(
@@ -73,11 +64,11 @@ def load_video_model(
 
 def _load(folder: Path, device: str | torch.device) -> tuple[VQDiffusion, VQGAN, dict[str, Any]]:
     meta = load_checkpoint_config(folder, KIND)
-    model = VQDiffusion(_model_config(meta["model"], folder))
+    model = VQDiffusion(model_config(VQDiffusionConfig, meta["model"], folder))
     apply_weights(model, load_weights(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
-    codec = load_codec(folder / CODEC_FOLDER, device=str(device))
+    codec = load_own_codec(folder, device)
     require_codec_fits(model.config, codec)
-    return model.to(device).eval().requires_grad_(False), codec.eval().requires_grad_(False), meta
+    return model.to(device).eval().requires_grad_(False), codec, meta
 
 
 def require_codec_fits(config: VQDiffusionConfig, codec: VQGAN) -> None:
@@ -86,20 +77,4 @@ def require_codec_fits(config: VQDiffusionConfig, codec: VQGAN) -> None:
     Raises:
         ValueError: naming the key, both values and what to do.
     """
-    for key in ("num_codes", "latent_size"):
-        mine, theirs = getattr(config, key), getattr(codec.config, key)
-        if mine != theirs:
-            raise ValueError(
-                f"video model {key}={mine} does not fit the codec's {key}={theirs}; use the codec's value"
-            )
-
-
-def _model_config(values: Mapping[str, Any], folder: Path) -> VQDiffusionConfig:
-    known = VQDiffusionConfig.__dataclass_fields__
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(
-            f"{folder}/config.json has unknown model keys {unknown}; it was written by another version, "
-            "train the model again or use that version"
-        )
-    return VQDiffusionConfig(**values)
+    require_same_values(config, codec, ("num_codes", "latent_size"), "video model")
