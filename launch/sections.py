@@ -62,6 +62,7 @@ SECTIONS = {
     "train_expert": ("env", "sac"),
     "demo": ("env",),
     "quality": ("env",),
+    "benchmark": (),
 }
 # Keys whose value follows from others; they are not offered on the command line.
 DERIVED = {

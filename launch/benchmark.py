@@ -1,0 +1,215 @@
+"""Measures every part beside its peers in one run: interleaved, warmed up, median and spread, ratios.
+
+    python launch/benchmark.py what=reward
+    python launch/benchmark.py what=[replay,learner] against=[torchrl,eager] --json
+
+The JSON holds commit, command, hardware and versions. docs/performance.md explains the figures.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from launch import cli
+from launch.bench.harness import Comparison, Curve, Row
+from launch.bench.machine import provenance
+from launch.bench.settings import BenchSettings
+from launch.cli import UsageError, suggest
+from launch.paths import absolute_path
+from models.files import read_json, write_json
+
+# Part -> its module in launch/bench: PEERS (names) and measure(settings) -> comparisons, curves and rows.
+PARTS = ("reward", "render", "env", "replay", "learner", "system", "curves", "estimators")
+Result = Comparison | Curve | Row
+
+
+def main() -> None:
+    """Entry point of `python launch/benchmark.py`."""
+    cli.main("benchmark", __doc__ or "", benchmark, expand=_expand)
+
+
+def _expand(overrides: list[str]) -> list[str]:
+    return ["json=true" if override == "--json" else override for override in overrides]
+
+
+def benchmark(config: DictConfig) -> int:
+    """Measures the parts asked for, prints tables, writes the JSON.
+
+    Returns:
+        0, or 1 if a ratio fell under `min_share` of the recorded one.
+
+    Raises:
+        UsageError: for unknown parts or peers, an output file that exists, or nothing recorded to compare with.
+    """
+    parts = _names(config.what)
+    for name in parts:
+        if name not in PARTS:
+            raise UsageError(f"unknown part {name!r}; {suggest(name, PARTS)}")
+    modules = {name: importlib.import_module(f"launch.bench.{name}") for name in parts}
+    against = None if config.against is None else tuple(_names(config.against))
+    known = sorted({peer for module in modules.values() for peer in module.PEERS})
+    for peer in against or ():
+        if peer not in known:
+            raise UsageError(f"unknown peer {peer!r} of {', '.join(parts)}; {suggest(peer, known)}")
+    out = absolute_path(
+        config.out if config.out is not None else f"benchmarks/{time.strftime('%Y%m%d-%H%M%S')}.json", "out"
+    )
+    if out.exists():
+        raise UsageError(f"{out} already exists; nothing is overwritten. Choose another file with out=...")
+    recorded = _recorded(config, parts)
+    settings = _settings(config, against)
+    facts = provenance([Path(sys.executable).name, *sys.argv])
+    say = settings.report
+    say(f"{facts['hardware']['cpu']}, {settings.threads} threads, load {facts['hardware']['load_1_minute']}")
+
+    results: list[Result] = []
+    for name, module in modules.items():
+        say(f"== {name}")
+        # Each part starts alike, whatever the one before it did to the settings of torch.
+        torch.set_num_threads(settings.threads)
+        results += module.measure(settings)
+    comparisons = [result for result in results if isinstance(result, Comparison)]
+    report: dict[str, Any] = {
+        **facts,
+        "settings": {key: value for key, value in vars(settings).items() if key not in ("report", "against")},
+        "comparisons": [comparison.to_dict() for comparison in comparisons],
+        "curves": [result.to_dict() for result in results if isinstance(result, Curve)],
+        "rows": [result._asdict() for result in results if isinstance(result, Row)],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, report)
+    say("\n" + tables(results) + f"\n\nwritten: {out}")
+    if config.json:
+        print(json.dumps(report, indent=1))
+    slower = regressions(report["comparisons"], recorded, config.min_share) if recorded else []
+    for line in slower:
+        print(f"slower than recorded: {line}", file=sys.stderr)
+    return 1 if slower else 0
+
+
+def regressions(
+    measured: Sequence[dict[str, Any]], recorded: Sequence[dict[str, Any]], min_share: float
+) -> list[str]:
+    """Lines about ratios that fell under a share of the recorded ones.
+
+    Args:
+        measured: Comparisons as plain values.
+        recorded: The same of an earlier run.
+        min_share: Share of the recorded ratio that is still good, in (0, 1].
+    """
+    before = {_key(comparison): comparison["ratio"]["median"] for comparison in recorded}
+    lines = []
+    for comparison in measured:
+        key, ratio = _key(comparison), comparison["ratio"]["median"]
+        if key in before and ratio < min_share * before[key]:
+            lines.append(
+                f"{key}: ratio {ratio:.2f}, recorded {before[key]:.2f}, allowed {min_share:.0%} of it"
+            )
+    return lines
+
+
+def tables(results: Sequence[Result]) -> str:
+    """Markdown tables of everything measured."""
+    lines: list[str] = []
+    comparisons = [result for result in results if isinstance(result, Comparison)]
+    if comparisons:
+        lines += [
+            "| part | case | unit | ours | peer | peer's | ratio (quartiles) | target |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [_comparison_line(comparison) for comparison in comparisons]
+    for curve in (result for result in results if isinstance(result, Curve)):
+        lines += ["", f"{curve.part} against {curve.x}. {curve.note}".rstrip(), "", *_grid(curve.points)]
+    rows = [result for result in results if isinstance(result, Row)]
+    for part in dict.fromkeys(row.part for row in rows):
+        lines += ["", f"{part}:", ""]
+        lines += _grid([{"case": row.case, **row.values} for row in rows if row.part == part])
+    return "\n".join(lines)
+
+
+def _comparison_line(comparison: Comparison) -> str:
+    ratio = comparison.ratio
+    target = "-" if comparison.target is None else f"{comparison.target:g}"
+    return (
+        f"| {comparison.part} | {comparison.case} | {comparison.unit} | {comparison.ours_rate.median:.4g} | "
+        f"{comparison.peer} | {comparison.peer_rate.median:.4g} | "
+        f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f}) | {target} |"
+    )
+
+
+def _grid(points: Sequence[Any]) -> list[str]:
+    names = list(dict.fromkeys(name for point in points for name in point))
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    for point in points:
+        cells = [_cell(point.get(name)) for name in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _key(comparison: dict[str, Any]) -> str:
+    return " | ".join(comparison[name] for name in ("part", "case", "peer"))
+
+
+def _names(value: Any) -> list[str]:
+    return [str(name) for name in value] if isinstance(value, (list, ListConfig)) else [str(value)]
+
+
+def _recorded(config: DictConfig, parts: Sequence[str]) -> list[dict[str, Any]]:
+    """Comparisons to check against; empty without a check."""
+    if config.min_share is None:
+        return []
+    if not 0 < config.min_share <= 1:
+        raise UsageError(f"min_share is {config.min_share}, expected a share in (0, 1]")
+    path = absolute_path(str(config.recorded), "recorded")
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; record a run first with out={config.recorded}")
+    found = [entry for entry in read_json(path)["comparisons"] if entry["part"] in parts]
+    if not found:
+        raise UsageError(f"{path} holds nothing about {', '.join(parts)}; give another recorded=")
+    return found
+
+
+def _settings(config: DictConfig, against: tuple[str, ...] | None) -> BenchSettings:
+    for key in ("rounds", "threads"):
+        if config[key] is not None and config[key] < 1:
+            raise UsageError(f"{key} is {config[key]}, expected 1 or more")
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"device is {device!r}, expected cpu, cuda or auto")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is 'cuda', but no CUDA device is visible; use device=cpu")
+    stream = sys.stderr if config.json else sys.stdout
+    return BenchSettings(
+        rounds=config.rounds,
+        threads=config.threads or len(os.sched_getaffinity(0)),
+        device=device,
+        smoke=config.smoke,
+        against=against,
+        seed=config.seed,
+        report=lambda line: print(line, file=stream, flush=True),
+    )
+
+
+if __name__ == "__main__":
+    main()
