@@ -15,25 +15,63 @@ from learner.batch import Batch
 from learner.bonus import bonus_class
 from learner.drqv2 import DrQV2Config
 from learner.learner_core import Learner, LearnerConfig
+from learner.local_reads import LocalStore, StoreSnapshot, machine_id, open_local
 from learner.memory import keep_freed_memory
 from learner.sharding import SampleRequest, ShardSampler
 
+LOCAL_ATTEMPTS = 3  # the rows of a draw are reused while it is read; then the shard itself is asked
+
 
 class RayShards:
-    """Calls replay shards by name, so that a restarted learner finds them again."""
+    """Draws from replay shards, named so that a restarted learner finds them again.
 
-    def __init__(self, names: Sequence[str]) -> None:
+    A shard on this machine is read through its files, which moves each frame once instead of three times; any
+    other shard is asked for the rows. Both draw the same batch from the same contents.
+
+    Args:
+        names: Names of the shards' actors.
+        local_reads: Read the files of shards on this machine.
+    """
+
+    def __init__(self, names: Sequence[str], local_reads: bool = True) -> None:
         self._shards = [ray.get_actor(name) for name in names]
+        self._machine = machine_id() if local_reads else None
+        self._local: dict[int, LocalStore] = {}
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Batch]:
-        """Draws the parts of a batch from all shards at the same time."""
-        calls = [self._shards[r.shard].sample.remote(r.batch_size, r.seed) for r in requests]
-        return ray.get(calls)
+        """Draws the parts of a batch; shards elsewhere work on theirs meanwhile."""
+        calls = [None if r.shard in self._local else self._ask(r) for r in requests]
+        return [self._read(r) if call is None else ray.get(call) for r, call in zip(requests, calls)]
+
+    def _ask(self, request: SampleRequest) -> Any:
+        return self._shards[request.shard].sample.remote(request.batch_size, request.seed)
+
+    def _read(self, request: SampleRequest) -> Batch:
+        for _ in range(LOCAL_ATTEMPTS):
+            store = self._local.get(request.shard)
+            if store is None:
+                break
+            batch = store.sample(request.batch_size, request.seed)
+            if batch is not None:
+                return batch
+            self._refresh([request.shard])  # rows were reused since: take the index as it is now
+        return ray.get(self._ask(request))
 
     def sizes(self) -> list[int]:
-        """Start rows of every shard."""
-        answers: list[dict[str, int]] = ray.get([shard.stats.remote() for shard in self._shards])
-        return [stats["size_starts"] for stats in answers]
+        """Start rows of every shard; takes their present contents as what is drawn from."""
+        return self._refresh(range(len(self._shards)))
+
+    def _refresh(self, shards: Sequence[int]) -> list[int]:
+        answers: list[tuple[int, StoreSnapshot | None]] = ray.get(
+            [self._shards[shard].snapshot.remote(self._machine) for shard in shards]
+        )
+        for shard, (_, snapshot) in zip(shards, answers):
+            store = open_local(snapshot, self._local.get(shard))
+            if store is None:
+                self._local.pop(shard, None)
+            else:
+                self._local[shard] = store
+        return [size for size, _ in answers]
 
 
 class RayWeightStore:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from learner.batch import Batch
+from learner.index import EpisodeIndex
 from learner.journal import Journal, StoredEpisode
-from learner.nstep import count_starts, n_step_return
-from learner.ring import RowFile
+from learner.nstep import n_step_return
+from learner.ring import EvictionCounter, RowFile
 from models.episode import Episode
 from models.files import read_json, write_json
 
 FORMAT = 1
+EVICTIONS_FILE = "evictions.bin"
 LOCK_WAIT_S = 10.0  # a restarted shard may start a moment before its dead predecessor is gone
 
 
@@ -90,6 +94,7 @@ class EpisodeStore:
 
     def __init__(self, folder: str | Path, config: ReplayConfig, resolution_px: int, action_dim: int) -> None:
         self.folder, self.config = Path(folder), config
+        self.resolution_px, self.action_dim = resolution_px, action_dim
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.folder / "lock")
         try:
@@ -103,11 +108,12 @@ class EpisodeStore:
                 }
             )
             self._journal = Journal(self.folder / "journal.jsonl", config.sync)
-            self._files = self._open_files((resolution_px, resolution_px, 3), action_dim)
+            self._files = self._open_files(resolution_px, action_dim)
+            self._evictions = EvictionCounter(self.folder / EVICTIONS_FILE, writable=True)
         except BaseException:
             os.close(self._lock)
             raise
-        self._index()
+        self._load_index()
 
     def _check_shape(self, shape: dict[str, Any]) -> None:
         path = self.folder / "store.json"
@@ -126,33 +132,38 @@ class EpisodeStore:
                 "use the settings it was made with or another folder"
             )
 
-    def _open_files(self, frame_shape: tuple[int, int, int], action_dim: int) -> dict[str, RowFile]:
-        fields: dict[str, tuple[tuple[int, ...], type]] = {
-            "frames": (frame_shape, np.uint8),
-            "actions": ((action_dim,), np.float32),
-            "env_rewards": ((), np.float32),
-            "learned_rewards": ((), np.float32),
-            "discounts": ((), np.float32),
-            "successes": ((), np.bool_),
-        }
+    def _open_files(self, resolution_px: int, action_dim: int) -> dict[str, RowFile]:
         rows, preallocate, must_exist = self.config.rows, self.config.preallocate, bool(self._journal.live)
         return {
             name: RowFile(self.folder / f"{name}.bin", rows, shape, dtype, preallocate, must_exist)
-            for name, (shape, dtype) in fields.items()
+            for name, (shape, dtype) in row_fields(resolution_px, action_dim).items()
         }
 
-    def _index(self) -> None:
-        """Rebuilds the arrays that sampling looks up from the list of live episodes."""
-        live = self._journal.live.values()
-        self._start_rows = np.array([episode.start_row for episode in live], dtype=np.int64)
-        self._steps = np.array([episode.steps for episode in live], dtype=np.int64)
-        self._starts_before_end = np.cumsum(count_starts(self._steps, self.config.n_step))
-        self.size_transitions = int(self._steps.sum())
+    def _load_index(self) -> None:
+        """Takes over what the journal says."""
+        self._live = deque(self._journal.live.values())
+        self.index = EpisodeIndex(
+            self.config.n_step,
+            [episode.start_row for episode in self._live],
+            [episode.steps for episode in self._live],
+            evicted=len(self._journal.ids) - len(self._live),
+        )
+        self._evictions.publish(self.index.evicted)
 
     @property
     def size_starts(self) -> int:
         """Number of different n-step transitions that can be drawn."""
-        return int(self._starts_before_end[-1]) if len(self._starts_before_end) else 0
+        return self.index.size_starts
+
+    @property
+    def size_transitions(self) -> int:
+        """Number of agent steps that are there now."""
+        return self.index.size_transitions
+
+    @property
+    def size_episodes(self) -> int:
+        """Number of episodes that are there now."""
+        return len(self.index)
 
     @property
     def total_inserted_steps(self) -> int:
@@ -194,8 +205,10 @@ class EpisodeStore:
             self._files[name].write(start_row, values)
             if self.config.sync:
                 self._files[name].sync()
-        self._journal.commit(StoredEpisode(episode.episode_id, episode.task, start_row, len(episode)))
-        self._index()
+        stored = StoredEpisode(episode.episode_id, episode.task, start_row, len(episode))
+        self._journal.commit(stored)
+        self._live.append(stored)
+        self.index.append(start_row, len(episode))
         return True
 
     def _check_episode(self, episode: Episode) -> None:
@@ -214,22 +227,29 @@ class EpisodeStore:
 
     def _make_room(self, steps: int) -> int:
         """Evicts the oldest episodes until `steps` more fit; returns the first free row."""
-        live = list(self._journal.live.values())
-        transitions = sum(episode.steps for episode in live)
-        evicted = 0
+        transitions, episodes, evicted = self.size_transitions, len(self.index), 0
         while (
             transitions + steps > self.config.capacity_transitions
-            or transitions + len(live) - evicted + steps + 1 > self.config.rows
+            or transitions + episodes - evicted + steps + 1 > self.config.rows
         ):
-            transitions -= live[evicted].steps
+            transitions -= self._live[evicted].steps
             evicted += 1
+        newest = self._live[-1] if evicted < episodes else None
+        if evicted:
+            self._evict(evicted)
+        return 0 if newest is None else (newest.start_row + newest.steps + 1) % self.config.rows
+
+    def _evict(self, count: int) -> None:
+        """Gives up the oldest episodes: first on disk, then to readers in other processes."""
         try:
-            self._journal.evict(live[:evicted])
-        finally:
-            self._index()
-        if evicted == len(live):
-            return 0
-        return (live[-1].start_row + live[-1].steps + 1) % self.config.rows
+            self._journal.evict([self._live[i] for i in range(count)])
+        except BaseException:
+            self._load_index()  # the journal knows how far it came
+            raise
+        for _ in range(count):
+            self._live.popleft()
+        self.index.drop_first(count)
+        self._evictions.publish(self.index.evicted)
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
         """Draws n-step transitions, uniformly over all start rows and with replacement.
@@ -249,11 +269,8 @@ class EpisodeStore:
                 f"replay store {self.folder} has no episode of at least n_step={self.config.n_step} steps yet; "
                 "insert episodes before sampling"
             )
-        draw = rng.integers(self.size_starts, size=batch_size)
-        episode = np.searchsorted(self._starts_before_end, draw, side="right")
-        starts = count_starts(self._steps[episode], self.config.n_step)
-        offset = draw - (self._starts_before_end[episode] - starts)
-        return self.transitions(self._start_rows[episode] + offset)
+        rows, _ = self.index.draw(batch_size, rng)
+        return self.transitions(rows)
 
     def transitions(self, rows: np.ndarray) -> Batch:
         """Reads the n-step transitions that start at the given rows (modulo the ring).
@@ -261,19 +278,7 @@ class EpisodeStore:
         Args:
             rows: (B,) int64 start rows.
         """
-        n_step, ring = self.config.n_step, self.config.rows
-        steps = (rows[:, None] + np.arange(n_step)) % ring
-        data = {name: file.data for name, file in self._files.items()}
-        rewards = self.config.env_weight * data["env_rewards"][steps]
-        rewards = rewards + self.config.learned_weight * data["learned_rewards"][steps]
-        reward, discount = n_step_return(rewards, data["discounts"][steps], self.config.discount)
-        return Batch(
-            obs=np.take(data["frames"], rows % ring, axis=0),
-            action=np.take(data["actions"], rows % ring, axis=0),
-            reward=reward[:, None],
-            discount=discount[:, None],
-            next_obs=np.take(data["frames"], (rows + n_step) % ring, axis=0),
-        )
+        return read_transitions({name: file.data for name, file in self._files.items()}, rows, self.config)
 
     def close(self) -> None:
         """Closes the files and lets another process open the store."""
@@ -281,6 +286,42 @@ class EpisodeStore:
             file.close()
         self._journal.close()
         os.close(self._lock)
+
+
+def row_fields(resolution_px: int, action_dim: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Name -> shape and type of one row, for each data file of a store (`<name>.bin`)."""
+    return {
+        "frames": ((resolution_px, resolution_px, 3), np.uint8),
+        "actions": ((action_dim,), np.float32),
+        "env_rewards": ((), np.float32),
+        "learned_rewards": ((), np.float32),
+        "discounts": ((), np.float32),
+        "successes": ((), np.bool_),
+    }
+
+
+def read_transitions(data: Mapping[str, np.ndarray], rows: np.ndarray, config: ReplayConfig) -> Batch:
+    """Reads the n-step transitions that start at the given rows.
+
+    Args:
+        data: The rows of each field of `row_fields`.
+        rows: (B,) int64 start rows, taken modulo the ring here.
+        config: Settings of the store.
+    """
+    n_step, ring = config.n_step, config.rows
+    steps = (rows[:, None] + np.arange(n_step + 1)) % ring
+    inside, first, last = steps[:, :-1], steps[:, 0], steps[:, -1]
+    rewards = config.env_weight * data["env_rewards"][inside]
+    rewards = rewards + config.learned_weight * data["learned_rewards"][inside]
+    reward, discount = n_step_return(rewards, data["discounts"][inside], config.discount)
+    # np.take copies a frame at a time and lets other threads run meanwhile.
+    return Batch(
+        obs=np.take(data["frames"], first, axis=0),
+        action=np.take(data["actions"], first, axis=0),
+        reward=reward[:, None],
+        discount=discount[:, None],
+        next_obs=np.take(data["frames"], last, axis=0),
+    )
 
 
 def _rows(episode: Episode) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from learner.batch import Batch
+from learner.local_reads import StoreSnapshot, machine_id, take_snapshot
 from learner.replay import EpisodeStore, ReplayConfig
 from models.episode import Episode
 
@@ -77,12 +78,24 @@ class ReplayShard:
         """Draws n-step transitions; the same seed and contents give the same batch."""
         return self._store.sample(batch_size, np.random.default_rng(seed))
 
+    def snapshot(self, machine: str | None) -> tuple[int, StoreSnapshot | None]:
+        """What a reader needs to draw from this shard by itself.
+
+        Args:
+            machine: The reader's `machine_id()`.
+
+        Returns:
+            Number of start rows, and the snapshot if the reader is on this machine, else None.
+        """
+        here = machine is not None and machine == machine_id()
+        return self._store.size_starts, take_snapshot(self._store) if here else None
+
     def stats(self) -> dict[str, int]:
         """Counters of the store."""
         return {
             "size_transitions": self._store.size_transitions,
             "size_starts": self._store.size_starts,
-            "size_episodes": len(self._store.ids),
+            "size_episodes": self._store.size_episodes,
             "total_inserted_steps": self._store.total_inserted_steps,
             "total_inserted_episodes": self._store.total_inserted_episodes,
         }

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from models.files import write_atomic
+
 
 class ReplayDiskFullError(OSError):
     """The disk holding the replay store has no room; nothing was acknowledged."""
@@ -22,6 +24,52 @@ def disk_full(path: Path, error: OSError) -> OSError:
         f"no space left while writing the replay file {path}; the episode was not stored: free disk space, "
         "lower replay.capacity_transitions, or put the run folder on a larger disk",
     )
+
+
+def map_rows(path: Path, rows: int, row_shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """A file's rows through a read-only memory map; the map goes with the last array that uses it.
+
+    Args:
+        path: The file.
+        rows: Number of rows.
+        row_shape: Shape of one row.
+        dtype: Type of the elements.
+
+    Returns:
+        (rows, *row_shape), shows what is written to the file later.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if it is too short.
+    """
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(rows, *row_shape)))
+
+
+class EvictionCounter:
+    """Number of episodes evicted so far, in a file that readers in other processes map.
+
+    The writer raises it before it reuses the rows of an evicted episode. A reader that looks at it after reading
+    rows of episode number k and finds at most k therefore knows that they were whole. Both sides rely on stores
+    and loads being seen in program order, as x86-64 guarantees.
+
+    Args:
+        path: The file.
+        writable: Make the file if it is missing, and allow `publish`.
+    """
+
+    def __init__(self, path: Path, writable: bool) -> None:
+        if writable and not path.exists():
+            write_atomic(path, lambda file: file.write(bytes(8)))
+        self._cell = np.memmap(path, dtype=np.uint64, mode="r+" if writable else "r", shape=(1,))
+
+    @property
+    def value(self) -> int:
+        """What was published last."""
+        return int(self._cell[0])
+
+    def publish(self, evicted: int) -> None:
+        """Shows a number to the readers; one aligned store of 8 bytes."""
+        self._cell[0] = evicted
 
 
 class RowFile:
@@ -64,7 +112,7 @@ class RowFile:
         except OSError as error:
             os.close(self._fd)
             raise disk_full(path, error) from error
-        self.data = np.memmap(path, dtype=self.dtype, mode="r", shape=(rows, *row_shape))
+        self.data = map_rows(path, rows, row_shape, dtype)
 
     def write(self, start_row: int, values: np.ndarray) -> None:
         """Writes rows from `start_row` on, going round the end of the file.

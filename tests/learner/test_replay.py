@@ -30,7 +30,7 @@ def open_store(folder, config=CONFIG) -> EpisodeStore:
 def contents(store: EpisodeStore) -> dict[str, list[int]]:
     """First pixels of every live episode's frames, read through the ring."""
     found = {}
-    for episode_id, start, steps in zip(store.ids, store._start_rows, store._steps, strict=True):
+    for episode_id, start, steps in zip(store.ids, store.index.start_rows, store.index.steps, strict=True):
         rows = (start + np.arange(steps)) % store.config.rows
         batch = store.transitions(rows)
         found[episode_id] = [*batch.obs[:, 0, 0, 0].tolist(), int(batch.next_obs[-1, 0, 0, 0])]
@@ -46,7 +46,7 @@ def test_ring_wraps_around_and_evicts_the_oldest(tmp_path):
     rows = []
     for number, steps in ((1, 4), (2, 4), (3, 3), (4, 5), (5, 2)):
         store.insert(make_episode(number, steps))
-        rows.append((list(store.ids), store._start_rows.tolist(), store.size_transitions))
+        rows.append((list(store.ids), store.index.start_rows.tolist(), store.size_transitions))
     assert (
         rows
         == [
