@@ -13,10 +13,12 @@ from torch import Tensor
 
 from models.vqdiffusion.checkpoint import load_video_model
 from models.vqdiffusion.diffusion import VQDiffusion
+from models.vqdiffusion.frozen import FrozenDenoiser
+from models.vqdiffusion.posterior import StepPosterior
 from models.vqgan import VQGAN
 from reward_service.config import DiffusionRewardConfig
 from reward_service.contract import register
-from reward_service.estimators import chain_reward, chain_steps, chain_terms, one_forward_reward
+from reward_service.estimators import Chain, chain_reward, chain_steps, one_forward_reward
 from reward_service.histories import entropy_history, leaking_history, likelihood_history
 from reward_service.noise import MostProbable, Noise, SeededNoise
 from reward_service.standardised import StandardisedReward, use_channels_last
@@ -58,7 +60,9 @@ class DiffusionReward(StandardisedReward):
         self.model, self.codec = model, codec
         self.make_noise: MakeNoise = self._noise
         use_channels_last(codec)
-        self._steps = chain_steps(model.num_steps, config.skip_step, config.posterior)
+        self.denoiser = FrozenDenoiser(model, config.precision)
+        steps = chain_steps(model.num_steps, config.skip_step, config.posterior)
+        self.chain = Chain(self.denoiser, model.schedule, steps)
         if config.likelihood_leak and model.config.condition_position != "none":
             raise ValueError(
                 "likelihood_leak=True gives one history frame more than the model was trained with, but its "
@@ -113,7 +117,7 @@ class DiffusionReward(StandardisedReward):
             return MostProbable()
         tokens = self.model.config.content_len
         return SeededNoise(
-            lengths, seeds, self.config.num_samples, len(self._steps), tokens, self.model.device
+            lengths, seeds, self.config.num_samples, len(self.chain.steps), tokens, self.model.device
         )
 
     def _score_rows(self, tokens: Tensor, histories: Tensor, noise: Noise) -> Tensor:
@@ -127,15 +131,14 @@ class DiffusionReward(StandardisedReward):
         return torch.cat(rewards)
 
     def _score_chunk(self, history: Tensor, observed: Tensor | None, noise: Noise, rows: slice) -> Tensor:
-        condition = self.model.condition(history)
+        seen = self.denoiser.history(history)
         if self.config.estimator == "one_forward":
-            return one_forward_reward(self.model, condition, observed)
+            return one_forward_reward(self.denoiser, seen, observed)
         total = torch.zeros(len(history), device=history.device)
         for sample in range(self.config.num_samples):
 
-            def choose(log_probs: Tensor, step: int, sample: int = sample) -> Tensor:
-                return noise.choose(log_probs, rows, sample, step)
+            def choose(posterior: StepPosterior, step: int, sample: int = sample) -> Tensor:
+                return noise.choose(posterior, rows, sample, step)
 
-            terms = chain_terms(self.model, condition, self._steps, choose, observed)
-            total += chain_reward(terms, self.config.mode)
+            total += chain_reward(self.chain.terms(seen, choose, observed), self.config.mode)
         return total / self.config.num_samples

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from einops import reduce
 from torch import Tensor
 
-from models.vqdiffusion.denoiser import Condition
-from models.vqdiffusion.diffusion import VQDiffusion
+from models.vqdiffusion.frozen import FrozenDenoiser, History
+from models.vqdiffusion.posterior import StepFactors, StepPosterior
+from models.vqdiffusion.schedule import Schedule
 
-Choose = Callable[
-    [Tensor, int], Tensor
-]  # (log-probabilities (B, C, L), network step number) -> tokens (B, L)
+Choose = Callable[[StepPosterior, int], Tensor]  # (posterior, network step number) -> tokens (B, L)
 
 
 class ChainStep(NamedTuple):
@@ -75,42 +74,52 @@ def chain_steps(num_diffusion_steps: int, skip_step: int, posterior: str) -> lis
     return [ChainStep(t, source, source - 1) for t, source in zip(network, sources)]
 
 
-def chain_terms(
-    model: VQDiffusion,
-    condition: Condition,
-    steps: list[ChainStep],
-    choose: Choose,
-    observed: Tensor | None,
-) -> ChainTerms:
+class Chain:
     """Denoises from the all-mask state and scores every step.
 
     Args:
-        model: Video model.
-        condition: Histories of B rows.
+        denoiser: Predicts the clean frame.
+        schedule: Forward process of its model.
         steps: See `chain_steps`.
-        choose: Picks the tokens of the next state.
-        observed: (B, L) int64 tokens to score, or None to score the chain's own result (entropy).
-
-    Returns:
-        The terms of each token.
     """
-    schedule, rows = model.schedule, condition.batch_size
-    state = model.all_mask(rows)
-    states, posteriors = [], []
-    for number, step in enumerate(steps):
-        log_x0 = model.predict_log_x0(state, _filled(state, step.network), condition)
-        source, target = _transition(state, step)
-        states.append(state)
-        posteriors.append(schedule.posterior(log_x0, state, source, target))
-        state = choose(posteriors[-1], number)
-    scored = state if observed is None else observed
-    kl = [
-        schedule.posterior_kl(scored, x_t, log_model, *_transition(x_t, step))
-        for x_t, log_model, step in zip(states[:-1], posteriors[:-1], steps[:-1])
-    ]
-    log_likelihood = posteriors[-1].gather(1, scored[:, None])[:, 0]
-    kl_terms = torch.stack(kl) if kl else log_likelihood.new_zeros(0, *log_likelihood.shape)
-    return ChainTerms(kl_terms, log_likelihood, torch.stack(states), state)
+
+    def __init__(self, denoiser: FrozenDenoiser, schedule: Schedule, steps: Sequence[ChainStep]) -> None:
+        self.denoiser, self.schedule, self.steps = denoiser, schedule, tuple(steps)
+        # a single step uses the stored one-step tables
+        self._targets = [None if step.target == step.source - 1 else step.target for step in steps]
+        self._factors = [
+            StepFactors.of(schedule, step.source, target) for step, target in zip(steps, self._targets)
+        ]
+
+    def terms(self, history: History, choose: Choose, observed: Tensor | None) -> ChainTerms:
+        """Runs one chain per row.
+
+        Args:
+            history: Of B rows.
+            choose: Picks the tokens of the next state.
+            observed: (B, L) int64 tokens to score, or None to score the chain's own result (entropy).
+
+        Returns:
+            The terms of each token.
+        """
+        config = self.denoiser.config
+        state = torch.full((1, config.content_len), config.num_codes, device=self.denoiser.device)
+        posteriors: list[StepPosterior] = []
+        for number, (step, factors) in enumerate(zip(self.steps, self._factors)):
+            probs = self.denoiser.probabilities(state, step.network, history)
+            posteriors.append(StepPosterior.of(probs, state, factors))
+            state = choose(posteriors[-1], number)
+        scored = state if observed is None else observed
+        kl = [self._kl(number, posterior, scored) for number, posterior in enumerate(posteriors[:-1])]
+        log_likelihood = posteriors[-1].log_prob(scored)
+        kl_terms = torch.stack(kl) if kl else log_likelihood.new_zeros(0, *log_likelihood.shape)
+        return ChainTerms(kl_terms, log_likelihood, torch.stack([p.x_t for p in posteriors]), state)
+
+    def _kl(self, number: int, posterior: StepPosterior, scored: Tensor) -> Tensor:
+        step, target = self.steps[number], self._targets[number]
+        t = torch.full((1,), step.source, device=scored.device)
+        s = None if target is None else torch.full_like(t, target)
+        return posterior.kl(scored, self.schedule.token_posterior(scored, posterior.x_t, t, s))
 
 
 def chain_reward(terms: ChainTerms, mode: str) -> Tensor:
@@ -124,29 +133,20 @@ def chain_reward(terms: ChainTerms, mode: str) -> Tensor:
     return total if mode == "entropy" else total / (len(terms.kl) + 1)
 
 
-def one_forward_reward(model: VQDiffusion, condition: Condition, observed: Tensor | None) -> Tensor:
+def one_forward_reward(denoiser: FrozenDenoiser, history: History, observed: Tensor | None) -> Tensor:
     """Reward from the frame predicted in one step from the all-mask state.
 
     Args:
-        model: Video model.
-        condition: Histories of B rows.
+        denoiser: Predicts the clean frame.
+        history: Of B rows.
         observed: (B, L) int64 tokens for their log-probability, or None for the negative entropy.
 
     Returns:
         (B,) float32: sum over tokens of log p(observed | history), or of sum_k p_k log p_k.
     """
-    state = model.all_mask(condition.batch_size)
-    log_x0 = model.predict_log_x0(state, _filled(state, model.num_steps - 1), condition)
+    config = denoiser.config
+    state = torch.full((1, config.content_len), config.num_codes, device=denoiser.device)
+    log_x0 = denoiser.log_probabilities(state, config.num_diffusion_steps - 1, history)
     if observed is not None:
-        return reduce(log_x0.gather(1, observed[:, None]), "b 1 l -> b", "sum")
-    return reduce(log_x0.exp() * log_x0, "b code l -> b", "sum")
-
-
-def _filled(state: Tensor, value: int) -> Tensor:
-    return torch.full((len(state),), value, device=state.device)
-
-
-def _transition(state: Tensor, step: ChainStep) -> tuple[Tensor, Tensor | None]:
-    """Arguments t and s of the schedule; a single step is given as None, which uses the stored one-step tables."""
-    single = step.target == step.source - 1
-    return _filled(state, step.source), None if single else _filled(state, step.target)
+        return reduce(log_x0.gather(-1, observed[..., None]), "b l 1 -> b", "sum")
+    return reduce(log_x0.exp() * log_x0, "b l code -> b", "sum")

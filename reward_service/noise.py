@@ -7,21 +7,23 @@ from typing import Protocol
 
 import torch
 
+from models.vqdiffusion.posterior import StepPosterior
+
 
 class Noise(Protocol):
-    """Chooses tokens from log-probabilities; one instance serves the rows of one scoring call."""
+    """Chooses tokens from posteriors; one instance serves the rows of one scoring call."""
 
-    def choose(self, log_probs: torch.Tensor, rows: slice, sample: int, step: int) -> torch.Tensor:
+    def choose(self, posterior: StepPosterior, rows: slice, sample: int, step: int) -> torch.Tensor:
         """Picks one class per token.
 
         Args:
-            log_probs: (B, C, L) float32 log-probabilities.
+            posterior: Of B rows of L tokens over K codes and the mask.
             rows: Which rows of the whole call these B are.
             sample: Number of the chain, from 0.
             step: Number of the network step, from 0.
 
         Returns:
-            (B, L) int64 in [0, C).
+            (B, L) int64, K for the mask.
         """
         ...
 
@@ -29,8 +31,8 @@ class Noise(Protocol):
 class MostProbable:
     """No noise: the most probable class."""
 
-    def choose(self, log_probs: torch.Tensor, rows: slice, sample: int, step: int) -> torch.Tensor:
-        return log_probs.argmax(dim=1)
+    def choose(self, posterior: StepPosterior, rows: slice, sample: int, step: int) -> torch.Tensor:
+        return posterior.log_probs().argmax(dim=-1)
 
 
 class SeededNoise:
@@ -65,11 +67,8 @@ class SeededNoise:
         ]
         self._uniform = torch.cat(numbers).to(device)
 
-    def choose(self, log_probs: torch.Tensor, rows: slice, sample: int, step: int) -> torch.Tensor:
-        cumulative = log_probs.exp().cumsum(dim=1)
-        # scaled by the total, which is 1 up to rounding, so that the last class with mass can always be reached
-        threshold = self._uniform[rows, sample, step].unsqueeze(1) * cumulative[:, -1:]
-        return (cumulative <= threshold).sum(dim=1).clamp_(max=log_probs.shape[1] - 1)
+    def choose(self, posterior: StepPosterior, rows: slice, sample: int, step: int) -> torch.Tensor:
+        return posterior.sample(self._uniform[rows, sample, step])
 
 
 class GivenUniform:
@@ -82,7 +81,7 @@ class GivenUniform:
     def __init__(self, uniform: torch.Tensor) -> None:
         self._uniform = uniform
 
-    def choose(self, log_probs: torch.Tensor, rows: slice, sample: int, step: int) -> torch.Tensor:
-        uniform = self._uniform[step, rows]
+    def choose(self, posterior: StepPosterior, rows: slice, sample: int, step: int) -> torch.Tensor:
+        uniform = self._uniform[step, rows].transpose(1, 2)
         gumbel = -torch.log(-torch.log(uniform + 1e-30) + 1e-30)
-        return (log_probs + gumbel).argmax(dim=1)
+        return (posterior.log_probs() + gumbel).argmax(dim=-1)

@@ -12,7 +12,6 @@ from models.vqdiffusion import VQDiffusion, VQDiffusionConfig
 from models.vqgan import VQGAN, VQGANConfig
 from reward_service.config import DiffusionRewardConfig
 from reward_service.diffusion_reward import DiffusionReward
-from reward_service.estimators import chain_terms
 from reward_service.noise import GivenUniform, MostProbable
 from reward_service.statistics import MeanStd
 from tests.reward_service.support import META, tensors
@@ -72,15 +71,13 @@ def test_every_step_of_the_chain(networks, io, tmp_path, mode, noise):
     source = GivenUniform(io["uniform"]) if noise else MostProbable()
     rows = slice(0, 12)
     with torch.inference_mode():
-        terms = chain_terms(
-            reward.model,
-            reward.model.condition(io[f"{mode}/condition_tokens"]),
-            reward._steps,
-            lambda log_probs, step: source.choose(log_probs, rows, 0, step),
+        terms = reward.chain.terms(
+            reward.denoiser.history(io[f"{mode}/condition_tokens"]),
+            lambda posterior, step: source.choose(posterior, rows, 0, step),
             io["likelihood/content_tokens"] if mode == "likelihood" else None,
         )
-    assert [step.network for step in reward._steps] == io[f"{run}/diffusion_index"].tolist()
-    assert [step.source for step in reward._steps] == io[f"{run}/t_posterior"].tolist()
+    assert [step.network for step in reward.chain.steps] == io[f"{run}/diffusion_index"].tolist()
+    assert [step.source for step in reward.chain.steps] == io[f"{run}/t_posterior"].tolist()
     np.testing.assert_array_equal(terms.tokens, io[f"{run}/z_in"])
     np.testing.assert_array_equal(terms.final, io[f"{run}/z_final"])
     close(terms.kl, io[f"{run}/kl_per_token"])
