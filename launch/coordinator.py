@@ -91,9 +91,22 @@ class Coordinator:
         Returns:
             "finished", or the name of the signal that stopped the run.
         """
+        self.start()
+        self.advance()
+        if not self.stop:
+            self._finish_evaluation()
+        self._report(force=True)
+        self._checkpoint()
+        return self.stop.reason or "finished"
+
+    def start(self) -> None:
+        """Restores the counters; makes sure that there is a checkpoint."""
         self.restore()
         if self.folder.latest_checkpoint() is None:
             self._checkpoint()  # A learner that dies early has something to come back to.
+
+    def advance(self) -> None:
+        """Trains until the last agent step and the updates that belong to it are done, or a stop is asked for."""
         while not self.stop and not self._is_done():
             self._start_evaluation()
             self._start_blocks()
@@ -103,11 +116,6 @@ class Coordinator:
             if time.monotonic() - self._checkpointed_s > self.settings.checkpoint_every_s:
                 self._checkpoint()
             self._report()
-        if not self.stop:
-            self._finish_evaluation()
-        self._report(force=True)
-        self._checkpoint()
-        return self.stop.reason or "finished"
 
     @property
     def agent_steps(self) -> int:
@@ -116,8 +124,12 @@ class Coordinator:
 
     def _is_done(self) -> bool:
         budget_is_spent = self.agent_steps >= self.settings.total_agent_steps
-        due = self.limiter.updates_due(self.agent_steps, self.learner.updates)
-        return budget_is_spent and not self.learner.in_flight and due == 0 and self.evaluation is None
+        is_learning = bool(self.learner.in_flight) or self._updates_due(self.learner.updates) > 0
+        return budget_is_spent and not is_learning and self.evaluation is None
+
+    def _updates_due(self, updates: int) -> int:
+        """How many updates may start now, given how many were started."""
+        return self.limiter.updates_due(self.agent_steps, updates)
 
     @property
     def _is_sync(self) -> bool:
@@ -131,8 +143,7 @@ class Coordinator:
         block_steps = self.settings.block_steps
         if self._is_sync:
             busy = self.learner.in_flight or self.blocks.in_flight or self.evaluation
-            due = self.limiter.updates_due(self.agent_steps, self.learner.updates)
-            if not busy and due == 0:
+            if not busy and self._updates_due(self.learner.updates) == 0:
                 self.blocks.start(submitted, block_steps)
             return
         allowed = self.limiter.steps_allowed(submitted, self.learner.updates)
@@ -146,7 +157,7 @@ class Coordinator:
         per_call = self.settings.updates_per_call
         while len(self.learner.in_flight) < (1 if self._is_sync else 2):
             planned = self.learner.updates + self.learner.updates_in_flight
-            due = self.limiter.updates_due(self.agent_steps, planned)
+            due = self._updates_due(planned)
             if due <= 0:
                 return
             self.learner.start(min(due, per_call), self.agent_steps)
@@ -232,7 +243,7 @@ class Coordinator:
         now_s = time.monotonic()
         if self._is_sync:
             is_quiet = not (self.blocks.in_flight or self.learner.in_flight or self.evaluation)
-            due = self.limiter.updates_due(self.agent_steps, self.learner.updates)
+            due = self._updates_due(self.learner.updates)
             if not is_quiet or due or not self._recent.is_new():
                 return
         elif not force and now_s - self._logged_s < self.settings.log_every_s:

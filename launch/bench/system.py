@@ -1,0 +1,163 @@
+"""The whole training on Ray against the same work in one process that takes turns (`reference_system`).
+
+Both sides are brought past the first updates, then take turns: a window of so many agent steps and exactly the updates
+that belong to them. Starting Ray, the first evaluation and filling the replay are not counted on either side.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.envs.gl import check_gl
+from launch.bench.harness import Comparison, Contender, Row, compare, race
+from launch.bench.reference_system import SequentialTraining
+from launch.bench.settings import BenchSettings
+from launch.bench.workload import make_workload
+from launch.ray_access import protect_local_ray
+
+PEERS = ("sequential", "one_thread")
+TARGET = 1.7
+OURS = "ray"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one comparison.
+
+    Attributes:
+        name: Key of the comparison.
+        preset: Preset of sizes.
+        overrides: More keys of the verb train.
+        window_steps: Agent steps of one turn, whole episodes.
+        rounds: Turns of each side.
+    """
+
+    name: str
+    preset: str
+    overrides: tuple[str, ...]
+    window_steps: int
+    rounds: int
+
+
+def cases(settings: BenchSettings) -> list[Case]:
+    """What is compared; `smoke` keeps the laptop sizes only and fills the replay with less."""
+    if settings.smoke:
+        short = ("limiter.min_steps=200", "agent.num_expl_steps=200")
+        return [Case("preset=laptop", "laptop", short, window_steps=300, rounds=1)]
+    return [
+        Case("preset=laptop", "laptop", (), window_steps=1500, rounds=settings.rounds),
+        Case(
+            "preset=paper",
+            "paper",
+            ("limiter.min_steps=200", "agent.num_expl_steps=200"),
+            100,
+            settings.rounds,
+        ),
+    ]
+
+
+def measure(settings: BenchSettings) -> list[Comparison | Row]:
+    """Ratios of agent steps per second, and who used how much of the processor meanwhile."""
+    protect_local_ray("local")
+    check_gl()
+    results: list[Comparison | Row] = []
+    for case in cases(settings):
+        settings.report(f"{case.name}: {case.window_steps} agent steps a turn")
+        with tempfile.TemporaryDirectory(prefix="drr-bench-") as folder:
+            results += _measure_case(case, settings, Path(folder))
+    return results
+
+
+def _measure_case(case: Case, settings: BenchSettings, folder: Path) -> list[Comparison | Row]:
+    from launch.bench.ray_training import ray_training  # Ray reads its settings when it is imported.
+
+    device = ("cluster.learner_gpus=0.5", "cluster.reward_gpus=0.5") if settings.device == "cuda" else ()
+    workload = make_workload(folder, case.preset, [*case.overrides, *device], settings.seed)
+    updates = round(case.window_steps * workload.settings.limiter.updates_per_step)
+    threads = {name: count for name, count in _threads(settings).items() if settings.wants(name)}
+    sequential = SequentialTraining(workload.settings, folder / "sequential", settings.device)
+    with ray_training(workload) as system:
+        system.warm_up()
+        # The same steps before the same number of updates, so that both sides have the same replay and policy age.
+        sequential.run(system.agent_steps - workload.settings.block_steps, 0)
+        sequential.run(workload.settings.block_steps, system.updates)
+        sides = {OURS: Side(system, settings.threads)}
+        sides |= {name: Side(sequential, count) for name, count in threads.items()}
+
+        def contender(name: str) -> Contender:
+            return Contender(name, lambda: sides[name].turn(case.window_steps, updates))
+
+        rates = race([contender(name) for name in sides], case.rounds, 0, settings.report)
+    sequential.close()
+    ours = sides.pop(OURS)
+    common = {"part": "system", "case": case.name, "unit": "agent steps/s", "target": TARGET}
+    return [
+        *(compare(rates, OURS, name, checks=_checks(ours, side), **common) for name, side in sides.items()),
+        Row("system", f"{case.name}: {OURS}, share of a core", ours.shares()),
+        *(
+            Row("system", f"{case.name}: {name}, share of the time", side.shares())
+            for name, side in sides.items()
+        ),
+    ]
+
+
+def _threads(settings: BenchSettings) -> dict[str, int]:
+    """Threads of torch of each peer. On Ray they are the preset's own, one a process on two cores."""
+    return {"sequential": settings.threads, "one_thread": 1}
+
+
+class Side:
+    """Turns of one side, with what was done in them.
+
+    Args:
+        training: `RayTraining` or `SequentialTraining`.
+        threads: Threads of torch in this process while it has its turn.
+    """
+
+    def __init__(self, training: Any, threads: int) -> None:
+        self._training, self.threads = training, threads
+        self.agent_steps = self.updates = self.episodes = 0
+        self._wall_s = 0.0
+        self._seconds: Counter[str] = Counter()
+
+    def turn(self, agent_steps: int, updates: int) -> float:
+        """Does one turn; returns the agent steps done."""
+        torch.set_num_threads(self.threads)
+        training = self._training
+        steps, done, episodes = training.agent_steps, training.updates, training.episodes
+        seconds, start_s = Counter(training.seconds), time.monotonic()
+        training.run(agent_steps, updates)
+        self._wall_s += time.monotonic() - start_s
+        self._seconds.update({name: s - seconds[name] for name, s in training.seconds.items()})
+        self.agent_steps += training.agent_steps - steps
+        self.updates += training.updates - done
+        self.episodes += training.episodes - episodes
+        return float(training.agent_steps - steps)
+
+    def shares(self) -> dict[str, float]:
+        """Seconds of each part (of each process on Ray) per second of the turns."""
+        return {name: seconds / self._wall_s for name, seconds in self._seconds.items()}
+
+
+def _checks(ours: Side, peer: Side) -> dict[str, Any]:
+    """What both sides did in all their turns.
+
+    Raises:
+        RuntimeError: if it was not the same.
+    """
+    counts = [(side.agent_steps, side.updates, side.episodes) for side in (ours, peer)]
+    if counts[0] != counts[1]:
+        raise RuntimeError(
+            f"(agent steps, updates, episodes) are {counts[0]} on Ray and {counts[1]} one after the other: no race"
+        )
+    names = ("agent_steps", "updates", "episodes_rolled_out_and_scored")
+    return {f"{name}_of_each_side": count for name, count in zip(names, counts[0])} | {
+        "peer_threads": peer.threads
+    }
