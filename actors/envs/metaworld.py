@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 # Sets MUJOCO_GL, so it must come before mujoco.
@@ -75,9 +76,18 @@ class MetaWorldEnv(PixelTaskEnv):
         sim.np_random = np.random.default_rng(seed)
         sim._freeze_rand_vec, sim.seeded_rand_vec = False, True
         mujoco.mj_resetData(sim.model, sim.data)
+        mujoco.mj_forward(sim.model, sim.data)
+        # The draw does not need the hand in place, which takes 250 physics steps.
+        sim._reset_hand = partial(sim._reset_hand, steps=0)
         sim.reset_model()
+        del sim._reset_hand
         sim._freeze_rand_vec = True
-        state, _ = sim.reset()
+        # As `sim.reset()`, which resets the model twice.
+        sim.curr_path_length = 0
+        mujoco.mj_resetData(sim.model, sim.data)
+        state = sim.reset_model()
+        sim._prev_obs = state[:18].copy()
+        state[18:36] = sim._prev_obs
         # Goal sites may have moved after the last forward pass; only positions are recomputed, not the dynamics.
         mujoco.mj_kinematics(sim.model, sim.data)
         mujoco.mj_camlight(sim.model, sim.data)

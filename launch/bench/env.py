@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def _race(settings: BenchSettings, ours: EnvProcess, peer: EnvProcess, task: str
     for name, process in (("ours", ours), ("gymnasium", peer)):
         process.call("reset", settings.seed, vector)
         steps = amount_for(process, "play", turn_s)
-        contenders.append(Contender(name, lambda process=process, steps=steps: process.call("play", steps)))
+        contenders.append(Contender(name, partial(process.call, "play", steps)))
     case = f"{task}, action repeat {config.action_repeat}"
     rates = race(contenders, settings.rounds, 0, lambda line: settings.report(f"{case}: {line}"))
     return compare(

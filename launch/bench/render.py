@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,9 +98,7 @@ def _race(settings: BenchSettings, ours: EnvProcess, peer: EnvProcess, task: str
     contenders = []
     for name, process in (("ours", ours), ("gymnasium", peer)):
         passes = amount_for(process, "draw", turn_s)
-        contenders.append(
-            Contender(name, lambda process=process, passes=passes: process.call("draw", passes))
-        )
+        contenders.append(Contender(name, partial(process.call, "draw", passes)))
     case = f"{task}, {quality}"
     rates = race(contenders, settings.rounds, 0, lambda line: settings.report(f"{case}: {line}"))
     target = TARGET[settings.device] if quality == "fast" else None

@@ -71,6 +71,24 @@ def test_contract_of_every_task(task):
     assert not np.array_equal(other_state[4:], same_state[4:])
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_scene_is_bit_for_bit_the_one_that_metaworlds_own_reset_makes(task):
+    ours, library = make_env(config_of(task)), make_env(config_of(task))._sim
+    ours.reset_state(seed=8)
+    ours.advance(np.ones(4))
+    for seed in (3, 4):
+        ours.reset_state(seed)
+        library._last_rand_vec = ours._sim._last_rand_vec
+        library.reset()
+        state, _ = library.reset()
+        np.testing.assert_array_equal(ours.state, state)
+        for _ in range(2):
+            ours.advance(np.ones(4))
+            states = [library.step(np.ones(4, np.float32))[0] for _ in range(3)]
+            np.testing.assert_array_equal(ours.state, states[-1])
+            np.testing.assert_array_equal(ours._sim.data.qvel, library.data.qvel)
+
+
 @pytest.mark.parametrize("task", TASKS + ADROIT)
 def test_expert_succeeds_within_the_time_limit_and_reward_counts_successes(task):
     env = make_env(config_of(task))
