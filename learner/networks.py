@@ -6,11 +6,13 @@ Parameter names equal those of the official agent, so that its weights load as t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 ACTION_MARGIN = 1e-6  # actions stay this far inside [-1, 1], as in the official truncated normal
 
@@ -36,24 +38,69 @@ class Encoder(nn.Module):
                 f"encoder_strides={tuple(strides)} leave nothing of a {resolution_px} px image; "
                 "use fewer convolutions or smaller strides"
             )
+        self.strides = tuple(strides)
         self.convnet = nn.Sequential(*layers)
         self.repr_dim = channels * size_px * size_px
         self.apply(initialise)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Encodes images.
+        """Encodes images, in the precision of autocast where it is on.
 
         Args:
             images: (B, H, W, 3) uint8 or float32 [0, 255].
 
         Returns:
-            (B, repr_dim) float32, flattened in channel, row, column order.
+            (B, repr_dim) float32 (or autocast's dtype), flattened in channel, row, column order.
         """
         # An NHWC array seen as NCHW already has the channels-last layout that convolutions like best.
         pixels = rearrange(images, "batch height width channel -> batch channel height width")
-        features = self.convnet(pixels.float().div_(255.0).sub_(0.5))
+        pixels = pixels.float().div_(255.0).sub_(0.5)
+        if torch.is_grad_enabled() and next(self.parameters()).requires_grad:
+            features = _ConvolutionStack.apply(pixels, self.strides, *self.parameters())
+        else:
+            features = self.convnet(pixels)
         return rearrange(features, "batch channel height width -> batch (channel height width)")
+
+
+class _ConvolutionStack(torch.autograd.Function):
+    """The encoder's convolutions and ReLUs as one step of automatic differentiation.
+
+    The gradient is masked by each ReLU in place and kept channels-last from the last layer to the first. Left to
+    itself, autograd allocates a tensor per layer for it and meets the flattened layout of the linear layers.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, pixels: torch.Tensor, strides: tuple[int, ...], *parameters: torch.Tensor
+    ) -> torch.Tensor:
+        kind = pixels.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        weights, biases = ([p.to(dtype) for p in parameters[first::2]] for first in (0, 1))
+        layers = [pixels.to(dtype)]
+        for weight, bias, stride in zip(weights, biases, strides):
+            layers.append(torch.conv2d(layers[-1], weight, bias, stride=stride).relu_())
+        ctx.strides = strides
+        ctx.save_for_backward(*weights, *layers)
+        return layers[-1]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        count = len(ctx.strides)
+        weights, layers = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        # A copy in the layout of the linear layers becomes one of our own, which may be written to.
+        gradient = gradient.clone(memory_format=torch.channels_last)
+        gradients: list[torch.Tensor] = []
+        for index in reversed(range(count)):
+            torch.ops.aten.threshold_backward.grad_input(gradient, layers[index + 1], 0, grad_input=gradient)
+            stride, width = ctx.strides[index], len(weights[index])
+            gradient, weight, bias = torch.ops.aten.convolution_backward(
+                *(gradient, layers[index], weights[index], [width], [stride, stride], [0, 0], [1, 1]),
+                *(False, [0, 0], 1, [index > 0, True, True]),
+            )
+            gradients[:0] = [weight.float(), bias.float()]
+        return None, None, *gradients
 
 
 def _trunk(repr_dim: int, feature_dim: int) -> nn.Sequential:
@@ -117,7 +164,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def noisy_action(
-    mean: torch.Tensor, stddev: float, noise: torch.Tensor, clip: float | None = None
+    mean: torch.Tensor, stddev: float | torch.Tensor, noise: torch.Tensor, clip: float | None = None
 ) -> torch.Tensor:
     """Action with clipped Gaussian exploration noise (DrQ-v2, arXiv 2107.09645, eq. 2 and 4).
 
@@ -125,7 +172,7 @@ def noisy_action(
 
     Args:
         mean: (B, A) float32 mean action.
-        stddev: Standard deviation of the noise.
+        stddev: Standard deviation of the noise, a number or a scalar tensor.
         noise: (B, A) standard normals.
         clip: Bound on the scaled noise, or None.
 
@@ -167,11 +214,16 @@ def random_shift(images: torch.Tensor, shifts: torch.Tensor, pad_px: int) -> tor
 
 
 def _crop_one_by_one(images: torch.Tensor, shifts: torch.Tensor, pad_px: int) -> torch.Tensor:
-    """The same crop with one block copy per image: twice as fast as the gather on a CPU core."""
+    """The same crop by block copies, image by image: several times faster than the gather on a CPU core."""
     height, width = images.shape[1:3]
-    edges = ((0, 0), (pad_px, pad_px), (pad_px, pad_px), (0, 0))
-    padded = np.pad(images.numpy(), edges, mode="edge")
     cropped = np.empty(images.shape, dtype=np.uint8)
-    for index, (x, y) in enumerate(shifts.tolist()):
-        cropped[index] = padded[index, y : y + height, x : x + width]
+    for source, target, (x, y) in zip(images.numpy(), cropped, shifts.tolist()):
+        right, down = x - pad_px, y - pad_px
+        left, top = max(0, -right), max(0, -down)
+        columns, rows = min(width, width - right), min(height, height - down)
+        inside = source[top + down : rows + down]
+        target[top:rows, left:columns] = inside[:, left + right : columns + right]
+        target[top:rows, :left] = inside[:, :1]
+        target[top:rows, columns:] = inside[:, -1:]
+        target[:top], target[rows:] = target[top], target[rows - 1]
     return torch.from_numpy(cropped)
