@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from learner.batch import TensorBatch
+from learner.captured import CapturedFunction, Run
 from learner.networks import Actor, Critic, Encoder, noisy_action, random_shift
 from learner.policy import PolicyConfig
 
@@ -84,6 +88,12 @@ class DrQV2Agent:
         config: Hyperparameters.
         device: Torch device of the networks.
         seed: Seed of the initial weights, and of the shifts and noise drawn in updates.
+        precision: "float32", or "bfloat16": matrix products and convolutions in bfloat16 (autocast); weights,
+            losses, targets and moments stay float32.
+        record: Records updates so that they run as a whole (`learner.captured.record_cuda_graph`), or None.
+
+    Raises:
+        ValueError: if the augmentation shifts by more than the image.
     """
 
     def __init__(
@@ -93,22 +103,36 @@ class DrQV2Agent:
         config: DrQV2Config,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        precision: str = "float32",
+        record: Callable[[Run], Run] | None = None,
     ) -> None:
+        shift_fits = config.shift_pad_px < resolution_px
+        _require(
+            shift_fits, "shift_pad_px", config.shift_pad_px, f"less than the {resolution_px} px of a frame"
+        )
         self.config = config
         self.resolution_px, self.action_dim = resolution_px, action_dim
         self.device = torch.device(device)
+        self.precision = precision
+        self._record = record
+        self._captured: dict[tuple[bool, float], CapturedFunction] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._build_networks()
         self.critic_target.load_state_dict(self.critic.state_dict())
-        self.generator = torch.Generator(device=self.device).manual_seed(seed)
-        self._encoder_parameters = list(self.encoder.parameters())
+        # On the CPU, so that shifts and noise do not depend on the device.
+        self.generator = torch.Generator().manual_seed(seed)
+        self._encoder_parameters: list[torch.Tensor] = list(self.encoder.parameters())
         self._critic_parameters: list[torch.Tensor] = list(self.critic.parameters())
         self._target_parameters: list[torch.Tensor] = list(self.critic_target.parameters())
-        self._actor_parameters = list(self.actor.parameters())
-        self.encoder_opt = torch.optim.Adam(self._encoder_parameters, lr=config.lr, fused=True)
-        self.critic_opt = torch.optim.Adam(self._critic_parameters, lr=config.lr, fused=True)
-        self.actor_opt = torch.optim.Adam(self._actor_parameters, lr=config.lr, fused=True)
+        self._actor_parameters: list[torch.Tensor] = list(self.actor.parameters())
+        self.encoder_opt = self._make_optimiser(self._encoder_parameters)
+        self.critic_opt = self._make_optimiser(self._critic_parameters)
+        self.actor_opt = self._make_optimiser(self._actor_parameters)
+
+    def _make_optimiser(self, parameters: list[torch.Tensor]) -> torch.optim.Adam:
+        capturable = self.device.type == "cuda"
+        return torch.optim.Adam(parameters, lr=self.config.lr, fused=True, capturable=capturable)
 
     def _build_networks(self) -> None:
         config = self.config
@@ -144,38 +168,82 @@ class DrQV2Agent:
             noise: (B, A) standard normals of the target action and of the actor update; drawn if None.
 
         Returns:
-            Scalar tensors on the agent's device (reading one waits for the device).
+            Scalar tensors on the agent's device (reading one waits for the device). Those of a captured update
+            are valid until the next one.
         """
         shifts = shifts or (self._draw_shifts(batch), self._draw_shifts(batch))
         noise = noise or (self._draw_noise(batch), self._draw_noise(batch))
-        stddev = self.config.stddev(agent_steps)
-        obs = self.encoder(random_shift(batch.obs, shifts[0], self.config.shift_pad_px))
-        with torch.no_grad():
-            next_obs = self.encoder(random_shift(batch.next_obs, shifts[1], self.config.shift_pad_px))
-        metrics = {}
+        stddev = torch.tensor(self.config.stddev(agent_steps), dtype=torch.float32)
+        inputs = [*batch, *shifts, *noise, stddev]
         if bonus is not None:
+            inputs.append(bonus)
+        if self._record is None:
+            placed = [tensor.to(self.device, non_blocking=True) for tensor in inputs]
+            return self._step(bonus_weight, *placed)
+        key = (bonus is not None, bonus_weight)
+        if key not in self._captured:
+            self._captured[key] = CapturedFunction(partial(self._step, bonus_weight), self._record)
+        return self._captured[key](self.device, inputs)
+
+    def _step(self, bonus_weight: float, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The update as a function of tensors on the device alone, so that it can be captured.
+
+        Args:
+            bonus_weight: Factor of the bonus.
+            inputs: The five tensors of a batch, two of shifts, two of noise, the stddev, and the bonus if there is one.
+        """
+        batch, (shift, next_shift, target_noise, actor_noise, stddev) = TensorBatch(*inputs[:5]), inputs[5:10]
+        pad_px = self.config.shift_pad_px
+        images, next_images = (
+            random_shift(images, offsets, pad_px)
+            for images, offsets in ((batch.obs, shift), (batch.next_obs, next_shift))
+        )
+        with self._autocast():
+            obs = self.encoder(images)
+        with torch.no_grad(), self._autocast():
+            next_obs = self.encoder(next_images)
+        metrics = {}
+        if len(inputs) > 10:
+            bonus = inputs[10]
             metrics["expl_reward"] = bonus.mean()
             batch = batch._replace(reward=batch.reward + bonus_weight * bonus)
         metrics["batch_reward"] = batch.reward.mean()
-        metrics |= self._update_critic(obs, batch, next_obs, stddev, noise[0])
-        metrics |= self._update_actor(obs.detach(), stddev, noise[1])
+        metrics |= self._update_critic(obs, batch, next_obs, stddev, target_noise)
+        metrics |= self._update_actor(obs.detach(), stddev, actor_noise)
         self._update_target()
         return metrics
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        """Networks run inside it, one pass each: weights cast for one pass must not serve after an update."""
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled, cache_enabled=False)
+
+    def _mean_action(self, features: torch.Tensor) -> torch.Tensor:
+        with self._autocast():
+            mean: torch.Tensor = self.actor(features)
+        return mean.float()
+
+    def _values(
+        self, critic: Critic, features: torch.Tensor, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with self._autocast():
+            q1, q2 = critic(features, action)
+        return q1.float(), q2.float()
 
     def _update_critic(
         self,
         obs: torch.Tensor,
         batch: TensorBatch,
         next_obs: torch.Tensor,
-        stddev: float,
+        stddev: torch.Tensor,
         noise: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Minimises the two squared errors to the clipped double-Q target (arXiv 2107.09645, eq. 1-2)."""
         with torch.no_grad():
-            next_action = noisy_action(self.actor(next_obs), stddev, noise, self.config.stddev_clip)
-            target_v = torch.minimum(*self.critic_target(next_obs, next_action))
+            next_action = noisy_action(self._mean_action(next_obs), stddev, noise, self.config.stddev_clip)
+            target_v = torch.minimum(*self._values(self.critic_target, next_obs, next_action))
             target_q = batch.reward + batch.discount * target_v
-        q1, q2 = self.critic(obs, batch.action)
+        q1, q2 = self._values(self.critic, obs, batch.action)
         loss = F.mse_loss(q1, target_q) + F.mse_loss(q2, target_q)
         self.encoder_opt.zero_grad(set_to_none=True)
         self.critic_opt.zero_grad(set_to_none=True)
@@ -185,18 +253,20 @@ class DrQV2Agent:
         values = {"critic_target_q": target_q, "critic_q1": q1, "critic_q2": q2, "critic_loss": loss}
         return {name: value.detach().mean() for name, value in values.items()}
 
-    def _update_actor(self, obs: torch.Tensor, stddev: float, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _update_actor(
+        self, obs: torch.Tensor, stddev: torch.Tensor, noise: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Maximises the smaller value of the noisy action (arXiv 2107.09645, eq. 3)."""
         outputs: list[torch.Tensor] = []
         hooks = [
             layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.detach()))
             for layer in self.actor.linear_layers()
         ]
-        mean = self.actor(obs)
+        mean = self._mean_action(obs)
         for hook in hooks:
             hook.remove()
         action = noisy_action(mean, stddev, noise, self.config.stddev_clip)
-        loss = -torch.minimum(*self.critic(obs, action)).mean()
+        loss = -torch.minimum(*self._values(self.critic, obs, action)).mean()
         self.actor_opt.zero_grad(set_to_none=True)
         # Only the actor's gradients are computed; the critic's would be thrown away.
         loss.backward(inputs=self._actor_parameters)
@@ -215,10 +285,10 @@ class DrQV2Agent:
     def _draw_shifts(self, batch: TensorBatch) -> torch.Tensor:
         high = 2 * self.config.shift_pad_px + 1
         size = (len(batch.obs), 2)
-        return torch.randint(0, high, size, generator=self.generator, device=self.device)
+        return torch.randint(0, high, size, generator=self.generator)
 
     def _draw_noise(self, batch: TensorBatch) -> torch.Tensor:
-        return torch.randn(batch.action.shape, generator=self.generator, device=self.device)
+        return torch.randn(batch.action.shape, generator=self.generator)
 
     def policy_config(self) -> dict[str, Any]:
         """What `learner.policy.build_policy` needs to rebuild the acting half of this agent."""
@@ -242,10 +312,14 @@ class DrQV2Agent:
         return {**state, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state_dict()`."""
+        """Restores `state_dict()`, also one of another device."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                for group in part.param_groups:
+                    group["capturable"] = self.device.type == "cuda"  # of the device that it was saved on
         self.generator.set_state(state["generator"].cpu())
+        self._captured.clear()  # A recording goes on writing into the moments that were just replaced.
 
 
 def policy_config(config: DrQV2Config, resolution_px: int, action_dim: int) -> dict[str, Any]:
@@ -277,7 +351,9 @@ def dormant_ratio(outputs: list[torch.Tensor], threshold: float) -> torch.Tensor
     return torch.stack(dormant).sum() / sum(len(layer) for layer in activity)
 
 
-def policy_statistics(action: torch.Tensor, mean: torch.Tensor, stddev: float) -> dict[str, torch.Tensor]:
+def policy_statistics(
+    action: torch.Tensor, mean: torch.Tensor, stddev: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Mean log-density of the actions, and entropy, under a Gaussian of the given mean and stddev."""
     policy = torch.distributions.Normal(mean, stddev, validate_args=False)
     return {

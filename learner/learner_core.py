@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from learner.batch import Batch, TensorBatch, to_tensors
+from learner.batch import Batch, TensorBatch
 from learner.bonus import BonusConfig, make_bonus
+from learner.captured import record_cuda_graph
 from learner.drqv2 import DrQV2Agent, DrQV2Config
+from learner.staging import StagedBatch, Staging
 from models.files import write_atomic
 
 FILE_NAME = "learner.pt"
@@ -22,7 +24,7 @@ FILE_NAME = "learner.pt"
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How the learner runs; nothing here changes what it learns.
+    """How the learner runs; nothing here but `precision` changes what it learns.
 
     Attributes:
         prefetch_batches: Batches fetched ahead of the update that needs them, at least 0.
@@ -30,6 +32,10 @@ class LearnerConfig:
         num_threads: CPU threads of torch in the learner's process, or None for torch's own choice.
         compile: Compile the networks with torch.compile (slow start; pays off on long GPU runs).
         publish_every_updates: Updates between two publications of the policy's weights, at least 1.
+        precision: "float32", or "bfloat16" for the products of the agent's networks (weights, losses and targets
+            stay float32); it pays on GPUs and on CPUs with AMX.
+        cuda_graph: "true": the agent's update is recorded once and launched as a whole, needs a GPU; "false";
+            "auto": where there is one. True and False do as well.
     """
 
     prefetch_batches: int = 4
@@ -37,6 +43,8 @@ class LearnerConfig:
     num_threads: int | None = None
     compile: bool = False
     publish_every_updates: int = 100
+    precision: str = "float32"
+    cuda_graph: str = "auto"
 
     def __post_init__(self) -> None:
         least = {"prefetch_batches": 0, "metrics_every_updates": 1, "publish_every_updates": 1}
@@ -48,6 +56,26 @@ class LearnerConfig:
                     f"learner.{name}={getattr(self, name)!r} is not allowed: "
                     f"expected a whole number of at least {minimum}"
                 )
+        object.__setattr__(self, "cuda_graph", str(self.cuda_graph).lower())
+        choices = {"precision": ("float32", "bfloat16"), "cuda_graph": ("auto", "true", "false")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"learner.{name}={getattr(self, name)!r} is not allowed: expected one of {allowed}"
+                )
+
+    def captures(self, device: torch.device) -> bool:
+        """Whether updates are recorded on a device.
+
+        Raises:
+            ValueError: if they cannot be, but must.
+        """
+        if self.cuda_graph == "true" and device.type != "cuda":
+            raise ValueError(
+                f"learner.cuda_graph='true' is not allowed with the learner on {device.type!r}: use 'auto' or 'false', "
+                "or put the learner on a GPU"
+            )
+        return self.cuda_graph != "false" and device.type == "cuda"
 
 
 def load_actor_weights(folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:
@@ -98,13 +126,16 @@ class Learner:
     ) -> None:
         self.config = config or LearnerConfig()
         self.device = torch.device(device)
-        self.agent = DrQV2Agent(resolution_px, action_dim, agent_config, self.device, seed)
+        record = record_cuda_graph if self.config.captures(self.device) else None
+        self.agent = DrQV2Agent(
+            *(resolution_px, action_dim, agent_config, self.device, seed, self.config.precision, record)
+        )
         self.bonus = make_bonus(bonus_config, resolution_px, self.device, seed + 1)
         if self.config.compile:
             self.agent.compile()
         self.updates = 0
         self.batch_wait_s = 0.0
-        self._fetch_batch = fetch_batch
+        self._fetch_batch, self._staging = fetch_batch, Staging(self.device)
         self._pool = ThreadPoolExecutor(max(1, self.config.prefetch_batches), thread_name_prefix="prefetch")
         self._identity = {
             "resolution_px": resolution_px,
@@ -135,7 +166,7 @@ class Learner:
             metrics = self.bonus_and_agent_update(batch, agent_steps)
             if self.updates % self.config.metrics_every_updates == 0 or self.updates == 1:
                 for name, value in metrics.items():
-                    history[name].append(value)
+                    history[name].append(value.clone())  # the next update may write into it
             if after_update is not None:
                 after_update()
         # Reading a value waits for the device, so that happens once, at the end.
@@ -151,7 +182,7 @@ class Learner:
 
     def _batches(self, num_updates: int) -> Iterator[TensorBatch]:
         first, last = self.updates, self.updates + num_updates
-        pending: deque[Future[TensorBatch]] = deque()
+        pending: deque[Future[StagedBatch]] = deque()
         try:
             for index in range(first, last):
                 wanted = min(index + 1 + self.config.prefetch_batches, last)
@@ -160,13 +191,13 @@ class Learner:
                 started_s = time.monotonic()
                 batch = pending.popleft().result()
                 self.batch_wait_s += time.monotonic() - started_s
-                yield batch
+                yield self._staging.receive(batch)
         finally:
             for future in pending:
                 future.cancel()
 
-    def _load(self, update_index: int) -> TensorBatch:
-        return to_tensors(self._fetch_batch(update_index), self.device)
+    def _load(self, update_index: int) -> StagedBatch:
+        return self._staging.send(self._fetch_batch(update_index))
 
     def weights(self) -> tuple[int, dict[str, np.ndarray]]:
         """The number of updates as version, and the policy's weights as numpy arrays."""
