@@ -2,6 +2,7 @@
 
     python launch/benchmark.py what=reward
     python launch/benchmark.py what=[replay,learner] against=[torchrl,eager] --json
+    python launch/benchmark.py what=curves plots=docs/performance
 
 The JSON holds commit, command, hardware and versions. docs/performance.md explains the figures.
 """
@@ -69,6 +70,7 @@ def benchmark(config: DictConfig) -> int:
     )
     if out.exists():
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another file with out=...")
+    plots = None if config.plots is None else absolute_path(config.plots, "plots")
     recorded = _recorded(config, parts)
     settings = _settings(config, against)
     facts = provenance([Path(sys.executable).name, *sys.argv])
@@ -92,6 +94,11 @@ def benchmark(config: DictConfig) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     say("\n" + tables(results) + f"\n\nwritten: {out}")
+    if plots is not None:
+        from launch.bench.curves import plot_curves
+
+        for path in plot_curves(report["curves"], plots):
+            say(f"drawn: {path}")
     if config.json:
         print(json.dumps(report, indent=1))
     slower = regressions(report["comparisons"], recorded, config.min_share) if recorded else []

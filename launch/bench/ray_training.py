@@ -62,6 +62,11 @@ class RayTraining:
         """Updates done."""
         return self._coordinator.learner.updates
 
+    def fill(self, agent_steps: int, updates: int = 0) -> None:
+        """Starts: the first evaluation, and the first agent steps and updates."""
+        self._coordinator.start()
+        self.run(agent_steps, updates)
+
     def warm_up(self) -> None:
         """Fills the replay, evaluates, does the first updates, and stops where a running system would be.
 
@@ -73,8 +78,7 @@ class RayTraining:
         ahead_steps = limiter.tolerance_steps - block
         first_steps = round(2 * settings.updates_per_call / limiter.updates_per_step)
         steps = -(-(limiter.min_steps + ahead_steps + first_steps) // block) * block
-        self._coordinator.start()
-        self.run(steps, limiter.updates_due(steps - ahead_steps, 0))
+        self.fill(steps, limiter.updates_due(steps - ahead_steps, 0))
 
     def run(self, agent_steps: int, updates: int) -> None:
         """Trains for so many more agent steps, whole blocks, and exactly so many more updates."""

@@ -33,7 +33,13 @@ class Workload(NamedTuple):
     folder: RunFolder
 
 
-def make_workload(folder: Path, preset: str, overrides: Sequence[str] = (), seed: int = 0) -> Workload:
+def make_workload(
+    folder: Path,
+    preset: str,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    reward: str = "diffusion_likelihood",
+) -> Workload:
     """Composes a training as `python launch/train.py` does, with a reward model of the preset's sizes.
 
     Evaluations are put off for ever; everything else is the preset's own unless overridden.
@@ -55,7 +61,8 @@ def make_workload(folder: Path, preset: str, overrides: Sequence[str] = (), seed
     given += [f"eval_every_agent_steps={NEVER_STEPS}", "eval_episodes=1", "eval_videos=0", *overrides]
     config = cli.compose("train", given)
     settings = train_settings(config)
-    write_reward_model(folder / "reward_model", preset, settings, seed)
+    if settings.reward.frozen is not None:
+        write_reward_model(folder / "reward_model", preset, settings, seed)
     return Workload(settings, RunFolder.create(folder / "run", config))
 
 
