@@ -23,8 +23,9 @@ import numpy as np
 
 from learner.batch import Batch
 from learner.index import EpisodeIndex
-from learner.replay import EVICTIONS_FILE, EpisodeStore, ReplayConfig, read_transitions, row_fields
-from learner.ring import EvictionCounter, map_rows
+from learner.replay import EVICTIONS_FILE, EpisodeStore, ReplayConfig
+from learner.ring import EvictionCounter, map_rows, read_ahead_if_large
+from learner.rows import read_transitions, row_fields
 
 _log = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -109,6 +110,8 @@ class LocalStore:
             name: map_rows(folder / f"{name}.bin", snapshot.config.rows, shape, dtype)
             for name, (shape, dtype) in fields.items()
         }
+        frames = self._data["frames"]
+        self._read_ahead = read_ahead_if_large(folder / "frames.bin", frames[0].nbytes)
         self._config = snapshot.config
         self.update(snapshot)
 
@@ -131,7 +134,7 @@ class LocalStore:
         if index.size_starts == 0:
             return None
         rows, oldest = index.draw(batch_size, np.random.default_rng(seed))
-        batch = read_transitions(self._data, rows, self._config)
+        batch = read_transitions(self._data, rows, self._config, self._read_ahead)
         return batch if self._evictions.value <= oldest else None
 
 

@@ -6,7 +6,6 @@ import fcntl
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import numpy as np
 from learner.batch import Batch
 from learner.index import EpisodeIndex
 from learner.journal import Journal, StoredEpisode
-from learner.nstep import n_step_return
-from learner.ring import EvictionCounter, RowFile
+from learner.ring import EvictionCounter, RowFile, read_ahead_if_large
+from learner.rows import read_transitions, row_fields, rows_of
 from models.episode import Episode
 from models.files import read_json, write_json
 
@@ -109,6 +108,8 @@ class EpisodeStore:
             )
             self._journal = Journal(self.folder / "journal.jsonl", config.sync)
             self._files = self._open_files(resolution_px, action_dim)
+            frames = self._files["frames"]
+            self.read_ahead = read_ahead_if_large(frames.path, frames.row_bytes)
             self._evictions = EvictionCounter(self.folder / EVICTIONS_FILE, writable=True)
         except BaseException:
             os.close(self._lock)
@@ -201,7 +202,7 @@ class EpisodeStore:
             return False
         self._check_episode(episode)
         start_row = self._make_room(len(episode))
-        for name, values in _rows(episode).items():
+        for name, values in rows_of(episode).items():
             self._files[name].write(start_row, values)
             if self.config.sync:
                 self._files[name].sync()
@@ -278,7 +279,8 @@ class EpisodeStore:
         Args:
             rows: (B,) int64 start rows.
         """
-        return read_transitions({name: file.data for name, file in self._files.items()}, rows, self.config)
+        data = {name: file.data for name, file in self._files.items()}
+        return read_transitions(data, rows, self.config, self.read_ahead)
 
     def close(self) -> None:
         """Closes the files and lets another process open the store."""
@@ -286,57 +288,6 @@ class EpisodeStore:
             file.close()
         self._journal.close()
         os.close(self._lock)
-
-
-def row_fields(resolution_px: int, action_dim: int) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Name -> shape and type of one row, for each data file of a store (`<name>.bin`)."""
-    return {
-        "frames": ((resolution_px, resolution_px, 3), np.uint8),
-        "actions": ((action_dim,), np.float32),
-        "env_rewards": ((), np.float32),
-        "learned_rewards": ((), np.float32),
-        "discounts": ((), np.float32),
-        "successes": ((), np.bool_),
-    }
-
-
-def read_transitions(data: Mapping[str, np.ndarray], rows: np.ndarray, config: ReplayConfig) -> Batch:
-    """Reads the n-step transitions that start at the given rows.
-
-    Args:
-        data: The rows of each field of `row_fields`.
-        rows: (B,) int64 start rows, taken modulo the ring here.
-        config: Settings of the store.
-    """
-    n_step, ring = config.n_step, config.rows
-    steps = (rows[:, None] + np.arange(n_step + 1)) % ring
-    inside, first, last = steps[:, :-1], steps[:, 0], steps[:, -1]
-    rewards = config.env_weight * data["env_rewards"][inside]
-    rewards = rewards + config.learned_weight * data["learned_rewards"][inside]
-    reward, discount = n_step_return(rewards, data["discounts"][inside], config.discount)
-    # np.take copies a frame at a time and lets other threads run meanwhile.
-    return Batch(
-        obs=np.take(data["frames"], first, axis=0),
-        action=np.take(data["actions"], first, axis=0),
-        reward=reward[:, None],
-        discount=discount[:, None],
-        next_obs=np.take(data["frames"], last, axis=0),
-    )
-
-
-def _rows(episode: Episode) -> dict[str, np.ndarray]:
-    """The T + 1 rows of each file; the last row of everything but the frames is empty."""
-    steps = len(episode)
-    learned = episode.learned_rewards
-    values: dict[str, np.ndarray] = {
-        "actions": episode.actions,
-        "env_rewards": episode.env_rewards,
-        "learned_rewards": np.zeros(steps, np.float32) if learned is None else learned,
-        "discounts": episode.discounts,
-        "successes": episode.successes,
-    }
-    padded = {name: np.concatenate([value, np.zeros_like(value[:1])]) for name, value in values.items()}
-    return {"frames": episode.frames, **padded}
 
 
 def _lock(path: Path) -> int:

@@ -10,6 +10,8 @@ import numpy as np
 
 from models.files import write_atomic
 
+LARGE_SHARE_OF_MEMORY = 0.5  # the rest of the machine needs memory too
+
 
 class ReplayDiskFullError(OSError):
     """The disk holding the replay store has no room; nothing was acknowledged."""
@@ -43,6 +45,34 @@ def map_rows(path: Path, rows: int, row_shape: tuple[int, ...], dtype: type) -> 
         ValueError: if it is too short.
     """
     return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(rows, *row_shape)))
+
+
+class ReadAhead:
+    """Asks the kernel for many rows at once, so that a disk reads them side by side instead of one after the other.
+
+    Without it every frame that is not in memory stops the reader, and fetches what lies around it as well.
+
+    Args:
+        path: The file.
+        row_bytes: Size of a row.
+    """
+
+    def __init__(self, path: Path, row_bytes: int) -> None:
+        self._row_bytes = row_bytes
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as this object lives)
+
+    def __call__(self, rows: np.ndarray, count: int) -> None:
+        """Says that `count` rows from each of `rows` on will be read soon; does not wait for them."""
+        descriptor, length_bytes = self._file.fileno(), count * self._row_bytes
+        for offset in (rows * self._row_bytes).tolist():
+            os.posix_fadvise(descriptor, offset, length_bytes, os.POSIX_FADV_WILLNEED)
+
+
+def read_ahead_if_large(path: Path, row_bytes: int) -> ReadAhead | None:
+    """Read-ahead for a file that may not stay in memory; None for a smaller one, where it would only cost time."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    large = path.stat().st_size > LARGE_SHARE_OF_MEMORY * memory_bytes
+    return ReadAhead(path, row_bytes) if large and hasattr(os, "posix_fadvise") else None
 
 
 class EvictionCounter:

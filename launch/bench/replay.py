@@ -33,6 +33,7 @@ from launch.bench.settings import BenchSettings
 from learner.batch import Batch, TensorBatch, to_tensors
 from learner.memory import keep_freed_memory
 from learner.replay import EpisodeStore, ReplayConfig
+from learner.ring import ReadAhead
 from learner.sharding import ShardSampler
 from models.episode import Episode
 
@@ -413,21 +414,34 @@ def _comparisons(
 def cold_reads(settings: BenchSettings, folder: Path, episodes: Sequence[Episode]) -> list[Row]:
     """Time per batch when no frame is in the page cache: what a store larger than memory costs at worst."""
     config = _config(len(episodes) * EPISODE_STEPS)
-    store = EpisodeStore(folder, replace(config, sync=True), RESOLUTION_PX, ACTION_DIM)
+    store: Any = EpisodeStore(folder, config, RESOLUTION_PX, ACTION_DIM)
     for episode in episodes:
         store.insert(episode)
     store.close()
-    samples_s = []
-    for round_number in range(settings.rounds):
-        for path in folder.glob("*.bin"):
-            with open(path, "rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        store = EpisodeStore(folder, config, RESOLUTION_PX, ACTION_DIM)
-        started_s = time.perf_counter()
-        store.sample(BATCH_SIZE, np.random.default_rng(settings.seed + round_number))
-        samples_s.append(time.perf_counter() - started_s)
-        store.close()
-    return [Row(PART, "first batch, nothing in the page cache", {"batch_ms": 1e3 * spread(samples_s).median})]
+    samples_ms: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(settings.rounds):
+        for ahead, samples in samples_ms.items():
+            store = None  # pages that are mapped stay in the cache
+            for path in folder.glob("*.bin"):
+                _drop_from_page_cache(path)
+            store = EpisodeStore(folder, config, RESOLUTION_PX, ACTION_DIM)
+            frame_bytes = RESOLUTION_PX * RESOLUTION_PX * 3
+            store.read_ahead = ReadAhead(folder / "frames.bin", frame_bytes) if ahead else None
+            started_s = time.perf_counter()
+            store.sample(BATCH_SIZE, np.random.default_rng(settings.seed + number))
+            samples.append(1e3 * (time.perf_counter() - started_s))
+            store.close()
+    values = {
+        "with_read_ahead_ms": spread(samples_ms[True]).median,
+        "without_ms": spread(samples_ms[False]).median,
+    }
+    return [Row(PART, "first batch, nothing in the page cache", values)]
+
+
+def _drop_from_page_cache(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fdatasync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def replay_curve(settings: BenchSettings) -> Curve:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from learner import journal as journal_module
+from learner import ring
 from learner.replay import EpisodeStore, ReplayConfig
 from learner.replay_actor import ReplayShard
 from learner.ring import ReplayDiskFullError, RowFile
@@ -292,6 +293,28 @@ def test_journal_stays_bounded_and_remembers_ids(tmp_path, monkeypatch):
     assert all(f"e{number}" in store for number in range(600))
     assert store.ids == ["e598", "e599"] and store.total_inserted_steps == 3000
     assert contents(store)["e599"] == frames_of(19, 5)
+    store.close()
+
+
+def test_a_store_larger_than_memory_asks_the_disk_for_all_rows_of_a_batch_first(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+    for number in (1, 2, 3):
+        store.insert(make_episode(number, 4))
+    assert store.read_ahead is None
+    plain = store.sample(8, np.random.default_rng(0))
+    store.close()
+    monkeypatch.setattr(ring, "LARGE_SHARE_OF_MEMORY", 0.0)
+    store, asked = open_store(tmp_path), []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda fd, offset, length, advice: asked.append((offset, length))
+    )
+    for name, values in store.sample(8, np.random.default_rng(0))._asdict().items():
+        np.testing.assert_array_equal(values, getattr(plain, name))
+    rows = [
+        int(np.flatnonzero(store._files["frames"].data[:, 0, 0, 0] == frame[0, 0, 0])[-1])
+        for frame in plain.obs
+    ]
+    assert asked == [(row * 48, 2 * 48) for row in rows]
     store.close()
 
 
