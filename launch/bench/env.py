@@ -16,10 +16,11 @@ from launch.bench.settings import BenchSettings
 
 PEERS = ("gymnasium",)
 TASKS = ("door-close", "assembly", "adroit-door", "adroit-pen")
+SMOKE_TASKS = ("door-close", "adroit-door")
 CURVE_TASKS = ("door-close", "adroit-door")
-TURN_S = 2.0
+TURN_S = 1.2
 SMOKE_TURN_S = 0.5
-CURVE_TURN_S = 0.7
+CURVE_TURN_S = 0.5
 # Name -> whose pipeline, and LP_NUM_THREADS (None: what its own code or else Mesa chooses).
 CURVE_VARIANTS: dict[str, tuple[str, int | None]] = {
     "ours": (OURS, None),
@@ -45,7 +46,7 @@ def measure(settings: BenchSettings) -> list[Comparison | Curve]:
         return []
     results: list[Comparison | Curve] = []
     with processes(settings, OURS, GYMNASIUM) as (ours, peer):
-        for task in ("door-close", "adroit-door") if settings.smoke else TASKS:
+        for task in SMOKE_TASKS if settings.smoke else TASKS:
             results.append(_race(settings, ours, peer, task))
     if not settings.smoke:
         results += _curves(settings)
