@@ -1,0 +1,125 @@
+"""Captured updates: the same numbers as eager ones, through checkpoints; in bfloat16 close to float32."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from learner.batch import TensorBatch
+from learner.captured import WARMUP_CALLS, CapturedFunction, record_cuda_graph, run_eagerly
+from learner.drqv2 import DrQV2Agent, DrQV2Config
+from learner.learner_core import LearnerConfig
+
+SMALL = DrQV2Config(batch_size=6, encoder_strides=(2, 2, 2), encoder_channels=8, hidden_dim=16, lr=1e-3)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def make_batch(seed: int, device: str = "cpu") -> TensorBatch:
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 256, (2, 6, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    action, scalars = torch.rand(6, 2, generator=generator), torch.rand(2, 6, 1, generator=generator)
+    batch = TensorBatch(frames[0], action, scalars[0], scalars[1], frames[1])
+    return TensorBatch(*(tensor.to(device) for tensor in batch))
+
+
+def run(agent: DrQV2Agent, seeds: range) -> list[dict[str, float]]:
+    found = []
+    for seed in seeds:
+        batch = make_batch(seed, str(agent.device))
+        metrics = agent.update(batch, seed * 100, bonus=batch.reward * 0.5, bonus_weight=0.3)
+        found.append({name: float(value) for name, value in metrics.items()})
+    return found
+
+
+def assert_equal(first: DrQV2Agent, second: DrQV2Agent, tolerance: float = 0.0) -> None:
+    for name, value in first.critic_target.state_dict().items():
+        other = second.critic_target.state_dict()[name]
+        torch.testing.assert_close(value.cpu(), other.cpu(), atol=tolerance, rtol=0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def test_captured_updates_equal_eager_ones():
+    eager, captured = DrQV2Agent(64, 2, SMALL), DrQV2Agent(64, 2, SMALL, record=run_eagerly)
+    assert run(eager, range(WARMUP_CALLS + 3)) == run(captured, range(WARMUP_CALLS + 3))
+    assert_equal(eager, captured)
+
+
+def test_a_captured_agent_takes_up_a_checkpoint_and_goes_on_alike():
+    straight = DrQV2Agent(64, 2, SMALL, record=run_eagerly)
+    run(straight, range(5))
+    state = copy.deepcopy(straight.state_dict())
+    rest = run(straight, range(5, 10))
+    resumed = DrQV2Agent(64, 2, SMALL, seed=3, record=run_eagerly)
+    run(resumed, range(6))
+    resumed.load_state_dict(state)
+    assert run(resumed, range(5, 10)) == rest
+    assert_equal(straight, resumed)
+
+
+def test_captured_function_keeps_its_inputs_in_place_and_records_once():
+    seen, recorded = [], []
+
+    def function(x, y):
+        seen.append((x.data_ptr(), y.data_ptr()))
+        return {"sum": x + y}
+
+    def record(run_once):
+        recorded.append(len(seen))
+        return run_once
+
+    captured = CapturedFunction(function, record)
+    cpu = torch.device("cpu")
+    for number in range(WARMUP_CALLS + 2):
+        value = captured(cpu, [torch.full((2,), float(number)), torch.ones(2)])["sum"]
+        np.testing.assert_array_equal(value, [number + 1.0] * 2)
+    assert len(set(seen)) == 1 and recorded == [WARMUP_CALLS]
+    with pytest.raises(ValueError, match=r"takes \(2,\) torch\.float32, got \(3,\)"):
+        captured(cpu, [torch.zeros(3), torch.ones(2)])
+
+
+def test_bfloat16_stays_close_and_keeps_weights_and_losses_in_float32():
+    exact, rounded = DrQV2Agent(64, 2, SMALL), DrQV2Agent(64, 2, SMALL, precision="bfloat16")
+    for expected, found in zip(run(exact, range(8)), run(rounded, range(8))):
+        for name in ("critic_loss", "critic_target_q", "actor_logprob"):
+            assert found[name] == pytest.approx(expected[name], abs=0.05)
+    parameters = [p for net in (rounded.encoder, rounded.actor, rounded.critic) for p in net.parameters()]
+    assert {p.dtype for p in parameters} == {p.grad.dtype for p in parameters} == {torch.float32}
+    assert_equal(exact, rounded, tolerance=5e-4)
+    with pytest.raises(AssertionError):
+        assert_equal(exact, rounded)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match=r"learner\.precision='float16'.*'bfloat16'"):
+        LearnerConfig(precision="float16")
+    with pytest.raises(ValueError, match=r"learner\.cuda_graph='yes'"):
+        LearnerConfig(cuda_graph="yes")
+    with pytest.raises(ValueError, match="put the learner on a GPU"):
+        LearnerConfig(cuda_graph="true").captures(torch.device("cpu"))
+    for value, on_gpu in ((False, False), (True, True), ("auto", True)):
+        assert LearnerConfig(cuda_graph=value).captures(torch.device("cuda")) is on_gpu
+    assert not LearnerConfig().captures(torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"agent\.shift_pad_px=64.*less than the 64 px"):
+        DrQV2Agent(64, 2, DrQV2Config(shift_pad_px=64))
+
+
+@needs_gpu
+def test_a_cuda_graph_equals_eager_updates_and_crosses_devices():
+    eager = DrQV2Agent(64, 2, SMALL, "cuda")
+    captured = DrQV2Agent(64, 2, SMALL, "cuda", record=record_cuda_graph)
+    for expected, found in zip(run(eager, range(8)), run(captured, range(8))):
+        assert found == pytest.approx(expected, abs=1e-3)
+    assert_equal(eager, captured, tolerance=1e-3)
+    on_cpu = DrQV2Agent(64, 2, SMALL)
+    on_cpu.load_state_dict(captured.state_dict())
+    run(on_cpu, range(8, 10))
+    captured.load_state_dict(on_cpu.state_dict())
+    assert_equal(on_cpu, captured)
+    run(captured, range(10, 16))
