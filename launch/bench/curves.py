@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from actors.envs.gl import check_gl
 from launch.bench.harness import Curve, spread
+from launch.bench.memory import peak_bytes, reset_peak
 from launch.bench.settings import BenchSettings
-from launch.bench.workload import NEVER_STEPS, make_workload, noise_episode
-from launch.ray_access import protect_local_ray
+from launch.bench.workload import NEVER_STEPS, make_workload, noise_episode, prepare_ray
 from launch.settings import TrainSettings
 
 PEERS: tuple[str, ...] = ()
@@ -31,8 +29,7 @@ def measure(settings: BenchSettings) -> list[Curve]:
     """All curves."""
     from launch.bench.replay import replay_curve
 
-    protect_local_ray("local")
-    check_gl()
+    prepare_ray()
     return [
         rollout_curve(settings),
         reward_curve(settings, "laptop"),
@@ -151,7 +148,7 @@ def score_noise(job: RewardJob) -> dict[str, float]:
     ]
     small = [episode.frames[:2] for episode in episodes[:1]]
     reward.score(small, [task], [0])  # Whatever is made at the first call is not the batch's.
-    before_bytes = _peak_bytes(job.device)
+    before_bytes = _reset_peak(job.device)
     seconds = []
     for _ in range(job.repeats):
         start_s = time.perf_counter()
@@ -165,9 +162,16 @@ def score_noise(job: RewardJob) -> dict[str, float]:
 
 
 def _peak_bytes(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
+
+
+def _reset_peak(device: str) -> int:
+    """Starts a new peak; returns the memory in use."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        reset_peak()
+    return _peak_bytes(device)
 
 
 # ---- horizon

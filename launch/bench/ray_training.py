@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from launch.bench.memory import peak_bytes
 from launch.bench.workload import Workload
 from launch.console import TrainingView
 from launch.coordinator import Coordinator
@@ -105,8 +105,7 @@ class RayTraining:
 
 def process_usage(_actor: Any) -> Usage:
     """Of the process that calls; all threads."""
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Usage(time.process_time(), peak_bytes)
+    return Usage(time.process_time(), peak_bytes())
 
 
 @contextmanager

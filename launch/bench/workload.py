@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from actors.envs.gl import check_gl
 from launch import cli
 from launch.cli import build
+from launch.ray_access import protect_local_ray
 from launch.run_folder import RunFolder
 from launch.settings import TrainSettings, train_settings
 from models.episode import Episode
@@ -19,6 +22,15 @@ from models.video_facts import dataset_facts
 from models.videos import RenderSettings, VideoSet
 
 NEVER_STEPS = 10**9
+
+
+def prepare_ray() -> None:
+    """Settles what a local Ray and its actors read from the environment. Call it before anything imports Ray."""
+    protect_local_ray("local")
+    check_gl()
+    # Ray's workers give way to everything else (niceness 15), the other side of a race does not: a busy machine must
+    # slow both alike.
+    os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 class Workload(NamedTuple):
