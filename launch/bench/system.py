@@ -96,6 +96,7 @@ def _measure_case(case: Case, settings: BenchSettings, folder: Path) -> list[Com
     common = {"part": "system", "case": case.name, "unit": "agent steps/s", "target": TARGET}
     return [
         *(compare(rates, OURS, name, checks=_checks(ours, side), **common) for name, side in sides.items()),
+        *sustained,
         Row("system", f"{case.name}: {OURS}, share of a core", ours.shares()),
         *(
             Row("system", f"{case.name}: {name}, share of the time", side.shares())
