@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from launch.bench import replay
+from launch.bench import replay, replay_sizes, replay_work
 from launch.bench.harness import Comparison, Row
 from launch.bench.reference_replay import DataLoaderReplay, RLlibReplay, TorchRLReplay
 from launch.bench.settings import BenchSettings
 from learner.batch import to_tensors
 from learner.replay import EpisodeStore
 
-EPISODES = replay.make_episodes(3, seed=0)
-COMMON = {"batch_size": replay.BATCH_SIZE, "n_step": replay.N_STEP, "gamma": replay.GAMMA, "seed": 1}
+EPISODES = replay_work.make_episodes(3, seed=0)
+COMMON = {
+    "batch_size": replay_work.BATCH_SIZE,
+    "n_step": replay_work.N_STEP,
+    "gamma": replay_work.GAMMA,
+    "seed": 1,
+}
 SIZED = {**COMMON, "capacity_transitions": 300}
 
 
@@ -47,25 +52,27 @@ def make_peer(name: str, folder: Path):
 def test_a_peer_draws_the_transitions_of_the_episodes(name, tmp_path):
     peer = make_peer(name, tmp_path)
     peer.fill(EPISODES)
-    found = [replay.checked(peer.sample(), EPISODES) for _ in range(2)]
+    found = [replay_work.checked(peer.sample(), EPISODES) for _ in range(2)]
     peer.rest()
     peer.close()
     assert all(check["transitions_compared"] > 200 and check["largest_difference"] < 1e-5 for check in found)
 
 
 def test_the_check_finds_a_wrong_frame_a_wrong_return_and_a_wrong_type(tmp_path):
-    store = EpisodeStore(tmp_path, replay._config(300), replay.RESOLUTION_PX, replay.ACTION_DIM)
+    store = EpisodeStore(
+        tmp_path, replay_work.store_config(300), replay_work.RESOLUTION_PX, replay_work.ACTION_DIM
+    )
     for episode in EPISODES:
         store.insert(episode)
-    batch = to_tensors(store.sample(replay.BATCH_SIZE, np.random.default_rng(0)), torch.device("cpu"))
+    batch = to_tensors(store.sample(replay_work.BATCH_SIZE, np.random.default_rng(0)), torch.device("cpu"))
     store.close()
-    assert replay.checked(batch, EPISODES)["transitions_compared"] == replay.BATCH_SIZE
+    assert replay_work.checked(batch, EPISODES)["transitions_compared"] == replay_work.BATCH_SIZE
     with pytest.raises(RuntimeError, match="pixels of frame"):
-        replay.checked(batch._replace(next_obs=batch.obs), EPISODES)
+        replay_work.checked(batch._replace(next_obs=batch.obs), EPISODES)
     with pytest.raises(RuntimeError, match="differ by 0"):
-        replay.checked(batch._replace(discount=batch.discount * 0.99), EPISODES)
+        replay_work.checked(batch._replace(discount=batch.discount * 0.99), EPISODES)
     with pytest.raises(RuntimeError, match="a batch has"):
-        replay.checked(batch._replace(reward=batch.reward.double()), EPISODES)
+        replay_work.checked(batch._replace(reward=batch.reward.double()), EPISODES)
 
 
 def test_measure_compares_both_ways_of_sampling():
@@ -99,7 +106,7 @@ def test_a_missing_package_is_reported_or_refused(monkeypatch, tmp_path):
 
 def test_the_curve_has_a_point_per_size(monkeypatch):
     pytest.importorskip("psutil")
-    monkeypatch.setattr(replay, "CURVE_TRANSITIONS", (300, 600, 900))
+    monkeypatch.setattr(replay_sizes, "CURVE_TRANSITIONS", (300, 600, 900))
     curve = replay.replay_curve(bench_settings())
     assert [point["transitions"] for point in curve.points] == [300, 600]
     for name in ("batch_ms", "insert_ms", "private_memory_mib"):
