@@ -6,6 +6,7 @@ tokens, 1024 codes of 64 dimensions.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -290,11 +291,26 @@ class VQGAN(nn.Module):
         vectors = rearrange(self.codebook.embedding(grid), "batch height width dim -> batch dim height width")
         return self.decode(vectors).clamp(-1.0, 1.0)
 
+    def with_bfloat16_encoder(self) -> VQGAN:
+        """A copy whose encoder computes in bfloat16; the codes are searched in float32. For inference."""
+        copied = copy.deepcopy(self)
+        setattr(copied, "encoder", _InBfloat16(copied.encoder))
+        return copied
+
     @property
     def last_layer(self) -> torch.Tensor:
         """Weight of the decoder's last convolution, at which the adaptive weight of the GAN is measured."""
         convolutions = [layer for layer in self.decoder.modules() if isinstance(layer, nn.Conv2d)]
         return convolutions[-1].weight
+
+
+class _InBfloat16(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.bfloat16()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x.bfloat16()).float()
 
 
 def save_codec(

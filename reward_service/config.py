@@ -27,22 +27,23 @@ class FrameRewardConfig:
         clip_high: Upper bound of the reward, or None.
         statistics_task: Whose mean and standard deviation standardise the rewards: None for each episode's own
             task, the name of a task, or "domain" for all tasks of the reward model pooled.
-        batch_rows: Frames scored in one network call, 1 or more.
-        batch_frames: Frames encoded by the codec in one call, 1 or more. About 32 is fastest on a CPU, where more
-            no longer fit its cache.
+        batch_rows: Frames scored in one network call, 1 or more, or None for what suits the device.
+        batch_frames: Frames encoded by the codec in one call, 1 or more, or None for what suits the device: few on
+            a CPU, where more no longer fit its cache, many on a GPU.
     """
 
     standardise: bool = True
     clip_low: float | None = None
     clip_high: float | None = None
     statistics_task: str | None = None
-    batch_rows: int = 64
-    batch_frames: int = 256
+    batch_rows: int | None = None
+    batch_frames: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_rows", "batch_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more, or None")
         if self.clip_low is not None and self.clip_high is not None and not self.clip_low < self.clip_high:
             raise ValueError(
                 f"clip_low is {self.clip_low}, expected less than clip_high, which is {self.clip_high}"
@@ -90,8 +91,9 @@ class DiffusionRewardConfig(FrameRewardConfig):
         noise: Of the chain: sample (True) or take the most probable token (False).
         likelihood_leak: Of mode=likelihood with the chain: also give the scored frame itself as condition, as the
             published implementation does. For parity only: a frame that is its own condition tells little.
-        precision: "float32", or "bfloat16" for the products of the video model: several times faster on processors
-            with such units (GPUs, AMX). Norms, sums and softmax stay float32, and so does the codec.
+        precision: "float32", or "bfloat16" for the networks' products: several times faster on processors with such
+            units (GPUs, AMX). The search for the nearest code and everything after the logits stay float32.
+        compile: Whether torch.compile fuses the video model: minutes at the start, faster afterwards on a GPU.
     """
 
     mode: str = "entropy"
@@ -102,6 +104,7 @@ class DiffusionRewardConfig(FrameRewardConfig):
     noise: bool = True
     likelihood_leak: bool = False
     precision: str = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -57,10 +57,11 @@ class DiffusionReward(StandardisedReward):
         folder: str | Path,
     ) -> None:
         super().__init__(meta, config, folder, codec.config.resolution_px)
-        self.model, self.codec = model, codec
+        self.model = model
+        self.codec = codec.with_bfloat16_encoder() if config.precision == "bfloat16" else codec
         self.make_noise: MakeNoise = self._noise
-        use_channels_last(codec)
-        self.denoiser = FrozenDenoiser(model, config.precision)
+        use_channels_last(self.codec)
+        self.denoiser = FrozenDenoiser(model, config.precision, config.compile)
         steps = chain_steps(model.num_steps, config.skip_step, config.posterior)
         self.chain = Chain(self.denoiser, model.schedule, steps)
         if config.likelihood_leak and model.config.condition_position != "none":
@@ -123,8 +124,9 @@ class DiffusionReward(StandardisedReward):
     def _score_rows(self, tokens: Tensor, histories: Tensor, noise: Noise) -> Tensor:
         """Raw rewards of all rows, chunk by chunk: (rows,) float32."""
         rewards = []
-        for start in range(0, len(tokens), self.config.batch_rows):
-            rows = slice(start, min(start + self.config.batch_rows, len(tokens)))
+        size = self.batch_rows(tokens.device)
+        for start in range(0, len(tokens), size):
+            rows = slice(start, min(start + size, len(tokens)))
             history = rearrange(tokens[histories[rows]], "row frame token -> row (frame token)")
             observed = tokens[rows] if self.config.mode == "likelihood" else None
             rewards.append(self._score_chunk(history, observed, noise, rows))

@@ -163,8 +163,8 @@ class StandardisedReward:
     def encode(self, codec: VQGAN, frames: Sequence[np.ndarray]) -> Tensor:
         """Tokens of all frames of all episodes, each frame encoded once: (sum T_i, L) int64."""
         flat = np.concatenate(frames)
-        size = self.config.batch_frames
         device = next(codec.parameters()).device
+        size = self.config.batch_frames or (8 if device.type == "cpu" else 512)
         chunks = (images_to_tensor(flat[i : i + size]) for i in range(0, len(flat), size))
         return torch.cat(
             [
@@ -172,6 +172,10 @@ class StandardisedReward:
                 for chunk in chunks
             ]
         )
+
+    def batch_rows(self, device: torch.device) -> int:
+        """Rows of one network call on a device: what the config says, or what suits it."""
+        return self.config.batch_rows or (32 if device.type == "cpu" else 2048)
 
     def _standardise(self, raw: np.ndarray, scale: MeanStd) -> np.ndarray:
         standard = (raw.astype(np.float64) - scale.mean) / scale.std

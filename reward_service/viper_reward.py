@@ -108,7 +108,7 @@ class ViperReward(StandardisedReward):
         tokens = self.encode(self.codec, frames)
         rewards = [
             self._score_rows(rearrange(tokens[window], "row frame token -> row (frame token)"))
-            for window in self._windows(lengths).split(self.config.batch_rows)
+            for window in self._windows(lengths).split(self.batch_rows(self.model.device))
         ]
         return np.split(torch.cat(rewards).cpu().numpy(), np.cumsum(lengths)[:-1])
 

@@ -55,7 +55,7 @@ class ReferenceReward:
     def score_tokens(self, history: Tensor, uniform: Tensor | None = None) -> Tensor:
         """Raw rewards of rows of history tokens (T, 2L) int64, see `score`."""
         rows, length = len(history), self.model.config.content_len
-        state = torch.full((rows, self.num_classes, length), -torch.inf)
+        state = torch.full((rows, self.num_classes, length), -torch.inf, device=history.device)
         state[:, -1] = 0.0
         states, predictions = [], []
         for number, (network, posterior) in enumerate(zip(self.network_steps, self.posterior_steps)):
@@ -65,7 +65,7 @@ class ReferenceReward:
             noise = torch.rand_like(log_x0) if uniform is None else uniform[number]
             gumbel = -torch.log(-torch.log(noise + 1e-30) + 1e-30)
             state = self._one_hot((predictions[-1] + gumbel).argmax(1))
-        reward = torch.zeros(rows)
+        reward = torch.zeros(rows, device=history.device)
         steps = list(zip(states, predictions, self.posterior_steps))
         for x_t, predicted, t in steps[:-1]:
             true = self._posterior(state, x_t, t)
@@ -78,7 +78,7 @@ class ReferenceReward:
 
     def _predict_start(self, state: Tensor, t: int, history: Tensor) -> Tensor:
         """log p(x0 | x_t) over all classes; the mask's row is the smallest log-probability."""
-        logits = self._network(state.argmax(1), torch.full((len(state),), t), history)
+        logits = self._network(state.argmax(1), torch.full((len(state),), t, device=state.device), history)
         log_x0 = F.log_softmax(logits.permute(0, 2, 1).double(), dim=1).float()
         mask = torch.full_like(log_x0[:, :1], LOG_PROB_MIN)
         return torch.cat([log_x0, mask], 1).clamp(LOG_PROB_MIN, 0.0)

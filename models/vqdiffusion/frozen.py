@@ -23,6 +23,7 @@ from models.vqdiffusion.winograd import TILE, WinogradConv
 
 PRECISIONS = ("float32", "bfloat16")
 GELU_SCALE = 1.702
+SAFE_SCORE = 60.0  # e^60 and e^-60 are far from the ends of float32
 
 
 class History(NamedTuple):
@@ -30,16 +31,13 @@ class History(NamedTuple):
 
     Attributes:
         keys: Per layer (B, heads, S, width/heads).
-        values: The same shapes.
+        values: Per layer (B, heads, S, width/heads), on a CPU with a further column of ones, see `_attend`.
+        batch_size: Rows asked for; a compiled network works on B >= batch_size, so that few shapes occur.
     """
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
-
-    @property
-    def batch_size(self) -> int:
-        """B."""
-        return len(self.keys[0])
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,14 @@ class FrozenDenoiser:
     Args:
         model: In eval mode; its weights are copied, later changes are not seen.
         precision: "float32" or "bfloat16".
+        compiled: Whether torch.compile fuses the network; batches are then padded to powers of two.
 
     Raises:
         ValueError: for another precision.
     """
 
     @torch.no_grad()
-    def __init__(self, model: VQDiffusion, precision: str = "float32") -> None:
+    def __init__(self, model: VQDiffusion, precision: str = "float32", compiled: bool = False) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, expected one of {PRECISIONS}")
         self.config, self.device = model.config, model.device
@@ -97,6 +96,7 @@ class FrozenDenoiser:
             and self.config.latent_size % TILE == 0
         )
         self._positions_first = is_winograd
+        self._compiled = torch.compile(self._network, dynamic=False) if compiled else None
         self._layers = [self._layer(cast(Block, block)) for block in model.transformer.blocks]
         embedding = model.transformer.content_emb
         place = (embedding.height_emb.weight[:, None] + embedding.width_emb.weight[None]).flatten(0, 1)
@@ -112,10 +112,10 @@ class FrozenDenoiser:
         first, second = block.attn1, block.attn2
         return _Layer(
             norm1=_step_norms(block.ln1),
-            queries_keys_values=self._affine(first.query, first.key, first.value),
+            queries_keys_values=self._affine(_scaled_query(first), first.key, first.value),
             project1=self._affine(first.proj),
             norm2=_step_norms(block.ln1_1),
-            queries=self._affine(second.query),
+            queries=self._affine(_scaled_query(second)),
             project2=self._affine(second.proj),
             norm3=_Affine(block.ln2.weight.detach().clone(), block.ln2.bias.detach().clone()),
             mlp=self._mlp(block.mlp),
@@ -164,15 +164,18 @@ class FrozenDenoiser:
         Args:
             tokens: (B, F*L) int64, oldest frame first, checked by the caller.
         """
+        rows = len(tokens)
+        if self._compiled is not None:
+            tokens = F.pad(tokens, (0, 0, 0, _power_of_two(rows) - rows))
         keys, values = [], []
         for layer, table in enumerate(self._code_tables):
             both = F.embedding(tokens, table)
             if self._position_tables is not None:
                 both = both + self._position_tables[layer][-tokens.shape[1] :]
             both = both.unflatten(-1, (2, self.config.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            keys.append(both[0])
-            values.append(both[1])
-        return History(keys, values)
+            keys.append(both[0].contiguous())
+            values.append(_summable(both[1]))
+        return History(keys, values, rows)
 
     def logits(self, tokens: Tensor, step: int, history: History) -> Tensor:
         """Logits of the clean tokens.
@@ -186,9 +189,20 @@ class FrozenDenoiser:
         Returns:
             (B, L, K) float32.
         """
+        if self._compiled is None:
+            return self._network(tokens, step, history.keys, history.values)
+        rows = len(history.keys[0])
+        padded = F.pad(tokens, (0, 0, 0, rows - len(tokens))) if len(tokens) > 1 else tokens.expand(rows, -1)
+        # a tensor, since a plain number would be compiled into the network
+        number = torch.tensor(step, device=self.device)
+        return self._compiled(padded, number, history.keys, history.values)[: history.batch_size]
+
+    def _network(
+        self, tokens: Tensor, step: int | Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> Tensor:
         x = F.embedding(tokens.t() if self._positions_first else tokens, self._content) + self._place
-        for layer, keys, values in zip(self._layers, history.keys, history.values):
-            x = self._block(layer, x, step, keys, values)
+        for layer, layer_keys, layer_values in zip(self._layers, keys, values):
+            x = self._block(layer, x, step, layer_keys, layer_values)
         logits = self._last(self._normed(x, self._last_norm))
         return logits.transpose(0, 1) if self._positions_first else logits
 
@@ -201,19 +215,16 @@ class FrozenDenoiser:
         """log p(x0 | x_t, history) over codes, at least -70; arguments and shape as in `logits`."""
         return F.log_softmax(self.logits(tokens, step, history), -1).clamp_min_(LOG_PROB_MIN)
 
-    def _block(self, layer: _Layer, x: Tensor, step: int, keys: Tensor, values: Tensor) -> Tensor:
+    def _block(self, layer: _Layer, x: Tensor, step: int | Tensor, keys: Tensor, values: Tensor) -> Tensor:
         normed = self._normed(x, layer.norm1, step)
         queries, own_keys, own_values = layer.queries_keys_values(normed).chunk(3, -1)
-        attended = F.scaled_dot_product_attention(
-            self._split(queries), self._split(own_keys), self._split(own_values)
-        )
+        attended = _attend(self._split(queries), self._split(own_keys), _summable(self._split(own_values)))
         x = x + layer.project1(self._merge(attended))
         queries = self._split(layer.queries(self._normed(x, layer.norm2, step)))
-        attended = F.scaled_dot_product_attention(queries.expand(len(keys), -1, -1, -1), keys, values)
-        x = x + layer.project2(self._merge(attended))
+        x = x + layer.project2(self._merge(_attend(queries.expand(len(keys), -1, -1, -1), keys, values)))
         return x + layer.mlp(self._normed(x, layer.norm3))
 
-    def _normed(self, x: Tensor, norm: _Affine, step: int | None = None) -> Tensor:
+    def _normed(self, x: Tensor, norm: _Affine, step: int | Tensor | None = None) -> Tensor:
         weight, bias = norm.weight, norm.bias
         if step is not None:
             weight, bias = weight[step], bias[step]
@@ -228,6 +239,44 @@ class FrozenDenoiser:
     def _merge(self, heads: Tensor) -> Tensor:
         """The inverse of `_split`."""
         return (heads.permute(2, 0, 1, 3) if self._positions_first else heads.transpose(1, 2)).flatten(2)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention with scaled queries.
+
+    With few dimensions per head, nearly all the time of attention on a CPU goes into the softmax. Where no score can
+    overflow, the exponentials are taken as they are, without their maximum, and the column of ones of the values sums
+    them up in the same matrix product.
+
+    Args:
+        queries: (B, heads, L, dim).
+        keys: (B, heads, S, dim).
+        values: From `_summable`.
+
+    Returns:
+        (B, heads, L, dim).
+    """
+    if queries.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(queries, keys, values[..., : keys.shape[-1]], scale=1.0)
+    if _largest_norm(queries) * _largest_norm(keys) > SAFE_SCORE:
+        return F.scaled_dot_product_attention(queries, keys, values[..., :-1], scale=1.0)
+    batch = queries.shape[:2]
+    scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+    weighted = torch.bmm(scores.exp_(), values.flatten(0, 1))
+    return (weighted[..., :-1] / weighted[..., -1:]).unflatten(0, batch)
+
+
+def _summable(values: Tensor) -> Tensor:
+    """Values (B, heads, S, dim), on a CPU with a further column of ones."""
+    return F.pad(values, (0, 1), value=1.0) if values.device.type == "cpu" else values
+
+
+def _power_of_two(rows: int) -> int:
+    return 1 << (rows - 1).bit_length()
+
+
+def _largest_norm(vectors: Tensor) -> float:
+    return math.sqrt(float(vectors.square().sum(-1).max()))
 
 
 class _GridConv:
@@ -252,6 +301,11 @@ def _step_norms(norm: AdaptiveLayerNorm) -> _Affine:
 
 def _keys_and_values(attention: Attention, source: Tensor) -> Tensor:
     return torch.cat(attention.project(source), -1)
+
+
+def _scaled_query(attention: Attention) -> nn.Linear:
+    factor = (attention.query.out_features // attention.num_heads) ** -0.5
+    return _scaled(attention.query, factor, factor)
 
 
 def _scaled(layer: nn.Module, weight: float, bias: float = 1.0) -> Any:

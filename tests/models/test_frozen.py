@@ -1,0 +1,167 @@
+"""The frozen denoiser and its parts compute what the trained network computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.vqdiffusion import VQDiffusion, VQDiffusionConfig
+from models.vqdiffusion.frozen import SAFE_SCORE, FrozenDenoiser, _attend, _summable
+from models.vqdiffusion.winograd import WinogradConv
+from models.vqgan import VQGAN, VQGANConfig
+
+SIZES = {"num_layers": 2, "width": 32, "num_heads": 4, "condition_dim": 24, "num_codes": 20}
+KINDS = {
+    "official": {},
+    "positions": {"condition_position": "learned", "num_history_frames": 2},
+    "linear": {"mlp_type": "linear"},
+    "small grid": {"latent_size": 2},
+    "large grid": {"latent_size": 12, "num_layers": 1},
+}
+
+
+def make(kind="official", gain=3.0):
+    torch.manual_seed(0)
+    model = VQDiffusion(VQDiffusionConfig(**{**SIZES, **KINDS[kind]})).eval()
+    for parameter in model.transformer.parameters():
+        parameter.data.mul_(gain)
+        parameter.data.add_(0.01 * torch.randn_like(parameter))  # biases and norms count too
+    return model
+
+
+def inputs(model, rows=5):
+    generator = torch.Generator().manual_seed(1)
+    length = model.config.content_len
+    state = torch.randint(model.num_codes + 1, (rows, length), generator=generator)
+    history = torch.randint(model.num_codes, (rows, 2 * length), generator=generator)
+    return state, history
+
+
+def expected(model, state, step, history):
+    with torch.no_grad():
+        log_x0 = model.predict_log_x0(state, torch.full((len(state),), step), model.condition(history))
+    return log_x0.transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", [0, 37, 99])
+def test_equals_the_network_that_was_trained(kind, step):
+    model = make(kind)
+    state, history = inputs(model)
+    frozen = FrozenDenoiser(model)
+    with torch.inference_mode():
+        seen = frozen.history(history)
+        log_probs = frozen.log_probabilities(state, step, seen)
+        probs = frozen.probabilities(state, step, seen)
+    wanted = expected(model, state, step, history)
+    assert wanted.std() > 0.3
+    np.testing.assert_allclose(log_probs, wanted, rtol=5e-5, atol=5e-5)
+    np.testing.assert_allclose(probs.log(), wanted, rtol=5e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("kind", ["official", "linear"])
+def test_one_state_for_all_rows_may_be_given_once(kind):
+    model = make(kind)
+    _, history = inputs(model)
+    frozen, state = FrozenDenoiser(model), model.all_mask(1)
+    with torch.inference_mode():
+        seen = frozen.history(history)
+        once, all_rows = (frozen.logits(s, 99, seen) for s in (state, state.expand(5, -1)))
+    np.testing.assert_allclose(once, all_rows, rtol=1e-5, atol=1e-5)
+
+
+def test_is_a_snapshot():
+    model = make()
+    state, history = inputs(model)
+    frozen = FrozenDenoiser(model)
+    with torch.no_grad():
+        before = frozen.logits(state, 5, frozen.history(history))
+        for parameter in model.parameters():
+            parameter.zero_()
+        after = frozen.logits(state, 5, frozen.history(history))
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("kind", ["official", "positions", "linear"])
+def test_bfloat16_is_close(kind):
+    model = make(kind)
+    state, history = inputs(model)
+    frozen = FrozenDenoiser(model, "bfloat16")
+    with torch.inference_mode():
+        log_probs = frozen.log_probabilities(state, 50, frozen.history(history))
+    wanted = expected(model, state, 50, history)
+    error = (log_probs - wanted).abs()
+    assert log_probs.dtype == torch.float32
+    assert 0 < error.mean() < 0.05 * wanted.std()
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision is 'float16', expected one of"):
+        FrozenDenoiser(make(), "float16")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_network_equals_the_plain_one_at_every_batch_size(precision):
+    """The same function that a GPU compiles; sizes between powers of two are padded."""
+    model = make("linear")
+    plain, compiled = FrozenDenoiser(model, precision), FrozenDenoiser(model, precision, compiled=True)
+    for rows in (3, 4):
+        state, history = inputs(model, rows)
+        with torch.inference_mode():
+            for x, step in ((state, 7), (model.all_mask(1), 99)):
+                a = plain.logits(x, step, plain.history(history))
+                b = compiled.logits(x, step, compiled.history(history))
+                assert b.shape == (rows, 64, 20)
+                tolerance = 1e-4 if precision == "float32" else 0.1
+                np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("gain", [1.0, 40.0])
+def test_attention_without_maximum_equals_softmax_attention(gain):
+    """Scores that could overflow take the library's way."""
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (gain**0.5 * torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
+    largest = float((q.norm(dim=-1).max() * k.norm(dim=-1).max()))
+    assert (largest > SAFE_SCORE) == (gain > 1)
+    wanted = ((q.double() @ k.double().transpose(-1, -2)).softmax(-1) @ v.double()).float()
+    np.testing.assert_allclose(_attend(q, k, _summable(v)), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [4, 8, 12])
+def test_winograd_convolution_equals_the_direct_one(side):
+    torch.manual_seed(side)
+    conv = nn.Conv2d(16, 24, 3, padding=1).double()
+    x = torch.randn(3, 16, side, side, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = conv(x)
+        conv = conv.float()
+        y = WinogradConv(conv, side)(x.float().flatten(2).permute(2, 0, 1))
+    np.testing.assert_allclose(y.permute(1, 2, 0).unflatten(2, (side, side)), wanted, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("conv", "side", "message"),
+    [
+        (nn.Conv2d(4, 4, 3, padding=1, stride=2), 8, "stride 1"),
+        (nn.Conv2d(4, 4, 5, padding=2), 8, "3x3"),
+        (nn.Conv2d(4, 4, 3, padding=1), 6, "side is 6, expected a multiple of 4"),
+    ],
+)
+def test_winograd_refuses_what_it_cannot_do(conv, side, message):
+    with pytest.raises(ValueError, match=message):
+        WinogradConv(conv, side)
+
+
+def test_codec_with_bfloat16_encoder_finds_nearly_the_same_codes():
+    torch.manual_seed(0)
+    codec = VQGAN(VQGANConfig(num_codes=64, latent_dim=16, channels=(32, 32, 64, 64))).eval()
+    latents = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        codec.codebook.embedding.weight.copy_(codec.encode(latents).permute(0, 2, 3, 1).reshape(-1, 16)[::4])
+        full = codec.encode_tokens(latents)
+        half = codec.with_bfloat16_encoder().encode_tokens(latents)
+        assert torch.equal(codec.encode_tokens(latents), full), "the codec itself stays as it is"
+    assert len(full.unique()) > 30
+    assert (full == half).float().mean() > 0.9
