@@ -86,7 +86,11 @@ def benchmark(config: DictConfig) -> int:
     comparisons = [result for result in results if isinstance(result, Comparison)]
     report: dict[str, Any] = {
         **facts,
-        "settings": {key: value for key, value in vars(settings).items() if key not in ("report", "against")},
+        "settings": {
+            key: value
+            for key, value in vars(settings).items()
+            if key not in ("report", "against", "checkpoint", "data")
+        },
         "comparisons": [comparison.to_dict() for comparison in comparisons],
         "curves": [result.to_dict() for result in results if isinstance(result, Curve)],
         "rows": [result._asdict() for result in results if isinstance(result, Row)],
@@ -196,7 +200,7 @@ def _recorded(config: DictConfig, parts: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _settings(config: DictConfig, against: tuple[str, ...] | None) -> BenchSettings:
-    for key in ("rounds", "threads"):
+    for key in ("rounds", "threads", "episodes"):
         if config[key] is not None and config[key] < 1:
             raise UsageError(f"{key} is {config[key]}, expected 1 or more")
     device = config.device
@@ -215,6 +219,9 @@ def _settings(config: DictConfig, against: tuple[str, ...] | None) -> BenchSetti
         against=against,
         seed=config.seed,
         report=lambda line: print(line, file=stream, flush=True),
+        checkpoint=None if config.checkpoint is None else absolute_path(str(config.checkpoint), "checkpoint"),
+        data=None if config.data is None else absolute_path(str(config.data), "data"),
+        episodes=config.episodes,
     )
 
 

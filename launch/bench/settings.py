@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class BenchSettings:
         against: Names of the peers wanted, None for all.
         seed: Seed of weights and inputs.
         report: Called with lines of progress.
+        checkpoint: Trained video model, for the part that judges videos; None where none is given.
+        data: Folder with its videos.
+        episodes: Held-out videos of each kind to judge, 1 or more.
     """
 
     rounds: int
@@ -27,6 +31,9 @@ class BenchSettings:
     against: tuple[str, ...] | None
     seed: int
     report: Callable[[str], None]
+    checkpoint: Path | None = None
+    data: Path | None = None
+    episodes: int = 4
 
     def wants(self, peer: str) -> bool:
         """Whether a peer was asked for."""
