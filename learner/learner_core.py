@@ -34,8 +34,8 @@ class LearnerConfig:
         publish_every_updates: Updates between two publications of the policy's weights, at least 1.
         precision: "float32", or "bfloat16" for the products of the agent's networks (weights, losses and targets
             stay float32); it pays on GPUs and on CPUs with AMX.
-        cuda_graph: "true": the agent's update is recorded once and launched as a whole, needs a GPU; "false";
-            "auto": where there is one. True and False do as well.
+        cuda_graph: Record the agent's update once and launch it as a whole: true (needs a GPU), false, or "auto"
+            (where there is one).
     """
 
     prefetch_batches: int = 4
@@ -44,7 +44,7 @@ class LearnerConfig:
     compile: bool = False
     publish_every_updates: int = 100
     precision: str = "float32"
-    cuda_graph: str = "auto"
+    cuda_graph: bool | str = "auto"
 
     def __post_init__(self) -> None:
         least = {"prefetch_batches": 0, "metrics_every_updates": 1, "publish_every_updates": 1}
@@ -56,8 +56,7 @@ class LearnerConfig:
                     f"learner.{name}={getattr(self, name)!r} is not allowed: "
                     f"expected a whole number of at least {minimum}"
                 )
-        object.__setattr__(self, "cuda_graph", str(self.cuda_graph).lower())
-        choices = {"precision": ("float32", "bfloat16"), "cuda_graph": ("auto", "true", "false")}
+        choices = {"precision": ("float32", "bfloat16"), "cuda_graph": ("auto", True, False)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -70,12 +69,12 @@ class LearnerConfig:
         Raises:
             ValueError: if they cannot be, but must.
         """
-        if self.cuda_graph == "true" and device.type != "cuda":
+        if self.cuda_graph is True and device.type != "cuda":
             raise ValueError(
-                f"learner.cuda_graph='true' is not allowed with the learner on {device.type!r}: use 'auto' or 'false', "
+                f"learner.cuda_graph=true is not allowed with the learner on {device.type!r}: use auto or false, "
                 "or put the learner on a GPU"
             )
-        return self.cuda_graph != "false" and device.type == "cuda"
+        return self.cuda_graph is not False and device.type == "cuda"
 
 
 def load_actor_weights(folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:

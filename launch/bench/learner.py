@@ -324,7 +324,7 @@ def roofline(settings: BenchSettings, preset: str) -> Row:
     case = Case(preset)
     train = case_settings(case)
     batches = make_batches(train.agent.batch_size, 1, settings.seed)
-    train = replace(train, learner=replace(train.learner, cuda_graph="false"))
+    train = replace(train, learner=replace(train.learner, cuda_graph=False))
     learner = make_learner(train, batches, settings)
     batch: TensorBatch = to_tensors(batches[0], learner.device)
     learner.agent.update(batch, AGENT_STEPS)

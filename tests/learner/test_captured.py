@@ -102,7 +102,7 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match=r"learner\.cuda_graph='yes'"):
         LearnerConfig(cuda_graph="yes")
     with pytest.raises(ValueError, match="put the learner on a GPU"):
-        LearnerConfig(cuda_graph="true").captures(torch.device("cpu"))
+        LearnerConfig(cuda_graph=True).captures(torch.device("cpu"))
     for value, on_gpu in ((False, False), (True, True), ("auto", True)):
         assert LearnerConfig(cuda_graph=value).captures(torch.device("cuda")) is on_gpu
     assert not LearnerConfig().captures(torch.device("cpu"))
