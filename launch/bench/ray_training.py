@@ -36,6 +36,13 @@ class WindowedCoordinator(Coordinator):
         return min(super()._updates_due(updates), self.last_update - updates)
 
 
+class Unstoppable(StopFlag):
+    """Leaves signals alone: Ctrl-C ends a measurement at once."""
+
+    def __init__(self) -> None:
+        self.reason = None
+
+
 class RayTraining:
     """A running system.
 
@@ -115,12 +122,11 @@ def ray_training(workload: Workload) -> Iterator[RayTraining]:
     view = TrainingView("", settings.console)
     try:
         start_ray(settings.cluster, namespace=f"drr-bench-{time.time_ns():x}")
-        stop = StopFlag()
         require_resources(settings)
         log = MetricsLog(folder.path)
         try:
             system = build_system(settings, folder.path)
-            yield RayTraining(WindowedCoordinator(settings, system, folder, log, view, stop))
+            yield RayTraining(WindowedCoordinator(settings, system, folder, log, view, Unstoppable()))
         finally:
             log.close()
     finally:
