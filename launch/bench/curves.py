@@ -149,14 +149,17 @@ def score_noise(job: RewardJob) -> dict[str, float]:
     small = [episode.frames[:2] for episode in episodes[:1]]
     reward.score(small, [task], [0])  # Whatever is made at the first call is not the batch's.
     before_bytes = _reset_peak(job.device)
-    seconds = []
+    seconds, cpu_start_s = [], time.process_time()
     for _ in range(job.repeats):
         start_s = time.perf_counter()
         reward.score([e.frames for e in episodes], [task] * len(episodes), list(range(len(episodes))))
         seconds.append(time.perf_counter() - start_s)
     grown_mib = (_peak_bytes(job.device) - before_bytes) / MIB
+    frames, cpu_s = sum(job.lengths_frames), time.process_time() - cpu_start_s
     return {
-        "frames_per_s": sum(job.lengths_frames) / spread(seconds).median,
+        "frames_per_s": frames / spread(seconds).median,
+        # Of all threads; unlike the rate it hardly suffers from other programs.
+        "cpu_ms_per_frame": 1000 * cpu_s / job.repeats / frames,
         "peak_above_idle_mib": grown_mib,
     }
 
@@ -198,6 +201,7 @@ def horizon_curve(settings: BenchSettings) -> Curve:
                 {
                     "episode_steps": steps,
                     "reward_ms_per_frame": 1000 / scored["frames_per_s"],
+                    "reward_cpu_ms_per_frame": scored["cpu_ms_per_frame"],
                     "reward_peak_above_idle_mib": scored["peak_above_idle_mib"],
                     "insert_ms_per_step": _insert_ms(
                         workload.settings, Path(folder) / f"store-{steps}", steps
