@@ -270,7 +270,7 @@ def plot_curves(curves: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]
             axes.set_xscale("log", base=2 if points[-1][x] <= 10_000 else 10)
             axes.set_xticks([p[x] for p in points], [f"{p[x]:g}" for p in points])
             axes.minorticks_off()
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.15 * max(p.get(name) or 0 for p in points) or 1)
             axes.set_xlabel(x.replace("_", " "))
             axes.set_title(name.replace("_", " "), fontsize=9)
             axes.grid(alpha=0.3)
