@@ -16,8 +16,8 @@ from learner.bonus import bonus_class
 from learner.drqv2 import DrQV2Config
 from learner.learner_core import Learner, LearnerConfig
 from learner.local_reads import LocalStore, StoreSnapshot, machine_id, open_local
-from learner.memory import keep_freed_memory
 from learner.sharding import SampleRequest, ShardSampler
+from models.memory import keep_freed_memory
 
 LOCAL_ATTEMPTS = 3  # the rows of a draw are reused while it is read; then the shard itself is asked
 

@@ -21,7 +21,7 @@ from reward_service.contract import register
 from reward_service.estimators import Chain, chain_reward, chain_steps, one_forward_reward
 from reward_service.histories import entropy_history, leaking_history, likelihood_history
 from reward_service.noise import MostProbable, Noise, SeededNoise
-from reward_service.standardised import StandardisedReward, use_channels_last
+from reward_service.standardised import StandardisedReward
 
 MakeNoise = Callable[[Sequence[int], Sequence[int]], Noise]  # (episode lengths, episode seeds) -> noise
 
@@ -58,9 +58,8 @@ class DiffusionReward(StandardisedReward):
     ) -> None:
         super().__init__(meta, config, folder, codec.config.resolution_px)
         self.model = model
-        self.codec = codec.with_bfloat16_encoder() if config.precision == "bfloat16" else codec
+        self.codec = codec.for_encoding(config.precision)
         self.make_noise: MakeNoise = self._noise
-        use_channels_last(self.codec)
         self.denoiser = FrozenDenoiser(model, config.precision, config.compile)
         steps = chain_steps(model.num_steps, config.skip_step, config.posterior)
         self.chain = Chain(self.denoiser, model.schedule, steps)

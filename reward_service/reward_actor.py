@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from models.episode import Episode
+from models.memory import keep_freed_memory
 from reward_service.batching import Batcher, BatcherConfig
 from reward_service.contract import episode_seed, reward_class
 
@@ -65,6 +66,7 @@ class RewardActor:
         if num_threads < 1:
             raise ValueError(f"num_threads is {num_threads}, expected 1 or more")
         torch.set_num_threads(num_threads)
+        keep_freed_memory()
         self.device = choose_device(device)
         self.reward = reward_class(kind).from_checkpoint(checkpoint, config, self.device)
         self._seed = seed

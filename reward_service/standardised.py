@@ -164,7 +164,8 @@ class StandardisedReward:
         """Tokens of all frames of all episodes, each frame encoded once: (sum T_i, L) int64."""
         flat = np.concatenate(frames)
         device = next(codec.parameters()).device
-        size = self.config.batch_frames or (8 if device.type == "cpu" else 512)
+        few = 4 if codec.config.architecture == "official" else 32  # what fits the caches
+        size = self.config.batch_frames or (few if device.type == "cpu" else 512)
         chunks = (images_to_tensor(flat[i : i + size]) for i in range(0, len(flat), size))
         return torch.cat(
             [
@@ -182,13 +183,6 @@ class StandardisedReward:
         if self.config.clip_low is not None or self.config.clip_high is not None:
             standard = np.clip(standard, self.config.clip_low, self.config.clip_high)
         return standard.astype(np.float32)
-
-
-def use_channels_last(codec: VQGAN) -> None:
-    """Convolutions of few channels run up to twice as fast in this layout on a CPU."""
-    for parameter in codec.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _fact(meta: Mapping[str, Any], key: str, folder: str | Path) -> Any:

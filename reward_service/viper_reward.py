@@ -18,7 +18,7 @@ from models.vqgan import VQGAN
 from reward_service.config import MODES, FrameRewardConfig
 from reward_service.contract import register
 from reward_service.histories import entropy_history, leaking_history
-from reward_service.standardised import StandardisedReward, use_channels_last
+from reward_service.standardised import StandardisedReward
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ class ViperReward(StandardisedReward):
         folder: str | Path,
     ) -> None:
         super().__init__(meta, config, folder, codec.config.resolution_px)
-        self.model, self.codec = model, codec
-        use_channels_last(codec)
+        self.model, self.codec = model, codec.for_encoding()
 
     @classmethod
     def from_checkpoint(

@@ -22,8 +22,8 @@ from launch.cli import compose
 from launch.settings import TrainSettings, train_settings
 from learner.batch import Batch, TensorBatch, to_tensors
 from learner.learner_core import Learner
-from learner.memory import keep_freed_memory
 from learner.rnd_bonus import RNDBonus
+from models.memory import keep_freed_memory
 
 # Peer -> whether it reads every metric at every update, as the original does.
 PEERS = ("eager", "eager-unread")

@@ -22,10 +22,10 @@ from actors.recording import EpisodeRecorder
 from actors.seeding import block_generator, training_seed
 from launch.settings import TrainSettings
 from learner.learner_core import Learner, LearnerConfig
-from learner.memory import keep_freed_memory
 from learner.networks import noisy_action
 from learner.replay import EpisodeStore
 from models.episode import Episode
+from models.memory import keep_freed_memory
 from reward_service.contract import episode_seed, reward_class
 
 

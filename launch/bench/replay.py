@@ -34,9 +34,9 @@ from launch.bench.replay_work import (
 )
 from launch.bench.settings import BenchSettings
 from learner.batch import TensorBatch, to_tensors
-from learner.memory import keep_freed_memory
 from learner.replay import EpisodeStore
 from models.episode import Episode
+from models.memory import keep_freed_memory
 
 __all__ = ["PEERS", "measure", "replay_curve"]
 

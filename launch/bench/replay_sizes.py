@@ -28,10 +28,10 @@ from launch.bench.replay_work import (
 )
 from launch.bench.settings import BenchSettings
 from learner.batch import to_tensors
-from learner.memory import keep_freed_memory
 from learner.replay import EpisodeStore
 from learner.ring import ReadAhead
 from models.episode import Episode
+from models.memory import keep_freed_memory
 
 CURVE_TRANSITIONS = (10_000, 100_000, 300_000, 1_000_000)
 LARGEST_CURVE_FREE_BYTES = 40 * 10**9

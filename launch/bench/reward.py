@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def paper_reward(device: str, seed: int, **config: Any) -> DiffusionReward:
         for parameter in model.transformer.parameters():
             parameter.data.mul_(2.0)  # so that predictions are no longer flat
     meta = {"tasks": ["none"], "domain": "none", "render": vars(RenderSettings()), "action_repeat": 1}
-    folder = tempfile.gettempdir()  # statistics are neither read nor written for raw rewards
+    folder = Path(tempfile.gettempdir()) / "drr-no-model"  # raw rewards need no statistics
     networks = [network.to(device).eval().requires_grad_(False) for network in (model, codec)]
     return DiffusionReward(*networks, meta, DiffusionRewardConfig(**config), folder)
 

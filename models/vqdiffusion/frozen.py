@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from models.vqdiffusion.denoiser import AdaptiveLayerNorm, Attention, Block, ConvMLP
 from models.vqdiffusion.diffusion import VQDiffusion
 from models.vqdiffusion.schedule import LOG_PROB_MIN
-from models.vqdiffusion.winograd import TILE, WinogradConv
+from models.winograd import TILE, WinogradGrid
 
 PRECISIONS = ("float32", "bfloat16")
 GELU_SCALE = 1.702
-SAFE_SCORE = 60.0  # e^60 and e^-60 are far from the ends of float32
 
 
 class History(NamedTuple):
@@ -31,7 +30,7 @@ class History(NamedTuple):
 
     Attributes:
         keys: Per layer (B, heads, S, width/heads).
-        values: Per layer (B, heads, S, width/heads), on a CPU with a further column of ones, see `_attend`.
+        values: The same shapes.
         batch_size: Rows asked for; a compiled network works on B >= batch_size, so that few shapes occur.
     """
 
@@ -112,10 +111,10 @@ class FrozenDenoiser:
         first, second = block.attn1, block.attn2
         return _Layer(
             norm1=_step_norms(block.ln1),
-            queries_keys_values=self._affine(_scaled_query(first), first.key, first.value),
+            queries_keys_values=self._affine(first.query, first.key, first.value),
             project1=self._affine(first.proj),
             norm2=_step_norms(block.ln1_1),
-            queries=self._affine(_scaled_query(second)),
+            queries=self._affine(second.query),
             project2=self._affine(second.proj),
             norm3=_Affine(block.ln2.weight.detach().clone(), block.ln2.bias.detach().clone()),
             mlp=self._mlp(block.mlp),
@@ -140,7 +139,7 @@ class FrozenDenoiser:
     def _conv(self, conv: nn.Conv2d, weight: float, bias: float = 1.0) -> Callable[[Tensor], Tensor]:
         scaled = _scaled(conv, weight, bias)
         if self._positions_first:
-            return WinogradConv(scaled, self.config.latent_size)
+            return WinogradGrid(scaled, self.config.latent_size)
         return _GridConv(scaled.to(self._dtype), self.config.latent_size)
 
     def _history_tables(self, model: VQDiffusion) -> tuple[list[Tensor], list[Tensor] | None]:
@@ -174,7 +173,7 @@ class FrozenDenoiser:
                 both = both + self._position_tables[layer][-tokens.shape[1] :]
             both = both.unflatten(-1, (2, self.config.num_heads, -1)).permute(2, 0, 3, 1, 4)
             keys.append(both[0].contiguous())
-            values.append(_summable(both[1]))
+            values.append(both[1].contiguous())
         return History(keys, values, rows)
 
     def logits(self, tokens: Tensor, step: int, history: History) -> Tensor:
@@ -218,10 +217,13 @@ class FrozenDenoiser:
     def _block(self, layer: _Layer, x: Tensor, step: int | Tensor, keys: Tensor, values: Tensor) -> Tensor:
         normed = self._normed(x, layer.norm1, step)
         queries, own_keys, own_values = layer.queries_keys_values(normed).chunk(3, -1)
-        attended = _attend(self._split(queries), self._split(own_keys), _summable(self._split(own_values)))
+        attended = F.scaled_dot_product_attention(
+            self._split(queries), self._split(own_keys), self._split(own_values)
+        )
         x = x + layer.project1(self._merge(attended))
         queries = self._split(layer.queries(self._normed(x, layer.norm2, step)))
-        x = x + layer.project2(self._merge(_attend(queries.expand(len(keys), -1, -1, -1), keys, values)))
+        attended = F.scaled_dot_product_attention(queries.expand(len(keys), -1, -1, -1), keys, values)
+        x = x + layer.project2(self._merge(attended))
         return x + layer.mlp(self._normed(x, layer.norm3))
 
     def _normed(self, x: Tensor, norm: _Affine, step: int | Tensor | None = None) -> Tensor:
@@ -241,42 +243,8 @@ class FrozenDenoiser:
         return (heads.permute(2, 0, 1, 3) if self._positions_first else heads.transpose(1, 2)).flatten(2)
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Softmax attention with scaled queries.
-
-    With few dimensions per head, nearly all the time of attention on a CPU goes into the softmax. Where no score can
-    overflow, the exponentials are taken as they are, without their maximum, and the column of ones of the values sums
-    them up in the same matrix product.
-
-    Args:
-        queries: (B, heads, L, dim).
-        keys: (B, heads, S, dim).
-        values: From `_summable`.
-
-    Returns:
-        (B, heads, L, dim).
-    """
-    if queries.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(queries, keys, values[..., : keys.shape[-1]], scale=1.0)
-    if _largest_norm(queries) * _largest_norm(keys) > SAFE_SCORE:
-        return F.scaled_dot_product_attention(queries, keys, values[..., :-1], scale=1.0)
-    batch = queries.shape[:2]
-    scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
-    weighted = torch.bmm(scores.exp_(), values.flatten(0, 1))
-    return (weighted[..., :-1] / weighted[..., -1:]).unflatten(0, batch)
-
-
-def _summable(values: Tensor) -> Tensor:
-    """Values (B, heads, S, dim), on a CPU with a further column of ones."""
-    return F.pad(values, (0, 1), value=1.0) if values.device.type == "cpu" else values
-
-
 def _power_of_two(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
-
-
-def _largest_norm(vectors: Tensor) -> float:
-    return math.sqrt(float(vectors.square().sum(-1).max()))
 
 
 class _GridConv:
@@ -301,11 +269,6 @@ def _step_norms(norm: AdaptiveLayerNorm) -> _Affine:
 
 def _keys_and_values(attention: Attention, source: Tensor) -> Tensor:
     return torch.cat(attention.project(source), -1)
-
-
-def _scaled_query(attention: Attention) -> nn.Linear:
-    factor = (attention.query.out_features // attention.num_heads) ** -0.5
-    return _scaled(attention.query, factor, factor)
 
 
 def _scaled(layer: nn.Module, weight: float, bias: float = 1.0) -> Any:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from models.vqdiffusion import VQDiffusion, VQDiffusionConfig
-from models.vqdiffusion.frozen import SAFE_SCORE, FrozenDenoiser, _attend, _summable
-from models.vqdiffusion.winograd import WinogradConv
+from models.vqdiffusion.frozen import FrozenDenoiser
 from models.vqgan import VQGAN, VQGANConfig
+from models.winograd import WinogradConv2d, WinogradGrid
 
 SIZES = {"num_layers": 2, "width": 32, "num_heads": 4, "condition_dim": 24, "num_codes": 20}
 KINDS = {
@@ -118,17 +118,6 @@ def test_compiled_network_equals_the_plain_one_at_every_batch_size(precision):
                 np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("gain", [1.0, 40.0])
-def test_attention_without_maximum_equals_softmax_attention(gain):
-    """Scores that could overflow take the library's way."""
-    generator = torch.Generator().manual_seed(2)
-    q, k, v = (gain**0.5 * torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
-    largest = float((q.norm(dim=-1).max() * k.norm(dim=-1).max()))
-    assert (largest > SAFE_SCORE) == (gain > 1)
-    wanted = ((q.double() @ k.double().transpose(-1, -2)).softmax(-1) @ v.double()).float()
-    np.testing.assert_allclose(_attend(q, k, _summable(v)), wanted, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("side", [4, 8, 12])
 def test_winograd_convolution_equals_the_direct_one(side):
     torch.manual_seed(side)
@@ -137,7 +126,7 @@ def test_winograd_convolution_equals_the_direct_one(side):
     with torch.no_grad():
         wanted = conv(x)
         conv = conv.float()
-        y = WinogradConv(conv, side)(x.float().flatten(2).permute(2, 0, 1))
+        y = WinogradGrid(conv, side)(x.float().flatten(2).permute(2, 0, 1))
     np.testing.assert_allclose(y.permute(1, 2, 0).unflatten(2, (side, side)), wanted, rtol=1e-4, atol=3e-5)
 
 
@@ -151,17 +140,36 @@ def test_winograd_convolution_equals_the_direct_one(side):
 )
 def test_winograd_refuses_what_it_cannot_do(conv, side, message):
     with pytest.raises(ValueError, match=message):
-        WinogradConv(conv, side)
+        WinogradGrid(conv, side)
 
 
-def test_codec_with_bfloat16_encoder_finds_nearly_the_same_codes():
+@pytest.mark.parametrize("shape", [(3, 8, 4, 4), (5, 8, 8, 16), (40, 8, 12, 12)])
+def test_winograd_convolution_of_pictures_equals_the_direct_one(shape, monkeypatch):
+    monkeypatch.setattr("models.winograd.CACHE_BYTES", 200_000)  # several goes
     torch.manual_seed(0)
-    codec = VQGAN(VQGANConfig(num_codes=64, latent_dim=16, channels=(32, 32, 64, 64))).eval()
-    latents = torch.rand(4, 3, 64, 64) * 2 - 1
+    conv, x = nn.Conv2d(8, 6, 3, padding=1), torch.randn(shape)
+    with torch.no_grad():
+        wanted, y = conv.double()(x.double()), WinogradConv2d(conv.float())(x)
+    assert y.shape == wanted.shape and y.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("architecture", ["official", "compact"])
+def test_codec_for_encoding_finds_the_same_codes(architecture):
+    torch.manual_seed(0)
+    channels = (32, 32, 64, 64) if architecture == "official" else (48, 64)
+    codec = VQGAN(
+        VQGANConfig(architecture=architecture, num_codes=64, latent_dim=16, channels=channels)
+    ).eval()
+    images = torch.rand(4, 3, 64, 64) * 2 - 1
     with torch.inference_mode():
-        codec.codebook.embedding.weight.copy_(codec.encode(latents).permute(0, 2, 3, 1).reshape(-1, 16)[::4])
-        full = codec.encode_tokens(latents)
-        half = codec.with_bfloat16_encoder().encode_tokens(latents)
-        assert torch.equal(codec.encode_tokens(latents), full), "the codec itself stays as it is"
-    assert len(full.unique()) > 30
-    assert (full == half).float().mean() > 0.9
+        codec.codebook.embedding.weight.copy_(codec.encode(images).permute(0, 2, 3, 1).reshape(-1, 16)[::4])
+        latents, tokens = codec.encode(images), codec.encode_tokens(images)
+        fast, half = codec.for_encoding(), codec.for_encoding("bfloat16")
+        np.testing.assert_allclose(fast.encode(images), latents, rtol=1e-4, atol=1e-4)
+        assert torch.equal(fast.encode_tokens(images), tokens)
+        assert (half.encode_tokens(images) == tokens).float().mean() > 0.9
+        assert torch.equal(codec.encode_tokens(images), tokens), "the codec itself stays as it is"
+    has_winograd = any(isinstance(layer, WinogradConv2d) for layer in fast.modules())
+    assert has_winograd == (architecture == "official")
+    assert len(tokens.unique()) > 30

@@ -1,4 +1,4 @@
-"""Process-wide memory settings for training on the CPU."""
+"""Process-wide memory settings for networks on the CPU."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LARGEST_MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
 
 
 def keep_freed_memory(spare_bytes: int = 256 * 1024 * 1024) -> bool:
-    """Tells glibc not to hand freed activations back to the kernel between updates.
+    """Tells glibc not to hand freed activations back to the kernel between calls.
 
-    Without it every update of a small agent touches thousands of pages afresh, which costs about a
-    fifth of its time.
+    Without it every update of a small agent, and every batch of a reward, touches thousands of pages afresh, which
+    costs about a fifth of its time.
 
     Args:
         spare_bytes: Freed memory that the process may keep.
