@@ -28,23 +28,32 @@ TARGETS = {"cpu": {"float32": 3.0, "bfloat16": 5.0}, "cuda": {"float32": None, "
 GOLDEN_TOLERANCE = 5e-5
 
 
-def paper_reward(device: str, seed: int, **config: Any) -> DiffusionReward:
-    """The entropy reward by eleven denoising steps with the paper's networks, weights drawn at random.
+def paper_networks(device: str, seed: int) -> tuple[VQDiffusion, VQGAN]:
+    """Video model and codec of the paper's sizes with random weights.
 
     Args:
-        device: Where it runs.
+        device: Where they go.
         seed: Of the weights.
-        config: Further keys of `DiffusionRewardConfig`.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model, codec = VQDiffusion(VQDiffusionConfig()), VQGAN(VQGANConfig())
         for parameter in model.transformer.parameters():
             parameter.data.mul_(2.0)  # so that predictions are no longer flat
+    return model.to(device).eval().requires_grad_(False), codec.to(device).eval().requires_grad_(False)
+
+
+def entropy_reward(model: VQDiffusion, codec: VQGAN, **config: Any) -> DiffusionReward:
+    """The entropy reward by eleven denoising steps.
+
+    Args:
+        model: Video model.
+        codec: Its codec.
+        config: Further keys of `DiffusionRewardConfig`.
+    """
     meta = {"tasks": ["none"], "domain": "none", "render": vars(RenderSettings()), "action_repeat": 1}
     folder = Path(tempfile.gettempdir()) / "drr-no-model"  # raw rewards need no statistics
-    networks = [network.to(device).eval().requires_grad_(False) for network in (model, codec)]
-    return DiffusionReward(*networks, meta, DiffusionRewardConfig(**config), folder)
+    return DiffusionReward(model, codec, meta, DiffusionRewardConfig(**config), folder)
 
 
 def moving_pictures(num_frames: int, seed: int) -> np.ndarray:
@@ -62,11 +71,13 @@ def measure(settings: BenchSettings) -> list[Comparison | Row]:
         return []
     frames = SMOKE_FRAMES if settings.smoke else EPISODE_FRAMES
     episodes = GPU_EPISODES if settings.device == "cuda" else 1
+    networks = paper_networks(settings.device, settings.seed)
+    compiled = settings.device == "cuda"
     rewards = {
-        precision: paper_reward(settings.device, settings.seed, precision=precision)
+        precision: entropy_reward(*networks, precision=precision, compile=compiled)
         for precision in ("float32", "bfloat16")
     }
-    reference = ReferenceReward(rewards["float32"].model, rewards["float32"].codec)
+    reference = ReferenceReward(*networks)
     videos = [moving_pictures(frames, settings.seed + number) for number in range(episodes)]
     checks = _checks(rewards, reference, videos[0][:CHECK_FRAMES])
     settings.report(f"checks: {checks}")
