@@ -30,6 +30,7 @@ from launch.bench.machine import provenance
 from launch.bench.settings import BenchSettings
 from launch.cli import UsageError, suggest
 from launch.paths import absolute_path
+from launch.ray_access import protect_local_ray
 from models.files import read_json, write_json
 
 # Part -> its module in launch/bench: PEERS (names) and measure(settings) -> comparisons, curves and rows.
@@ -59,6 +60,7 @@ def benchmark(config: DictConfig) -> int:
     for name in parts:
         if name not in PARTS:
             raise UsageError(f"unknown part {name!r}; {suggest(name, PARTS)}")
+    protect_local_ray("local")  # Ray reads it when a part imports it
     modules = {name: importlib.import_module(f"launch.bench.{name}") for name in parts}
     against = None if config.against is None else tuple(_names(config.against))
     known = sorted({peer for module in modules.values() for peer in module.PEERS})

@@ -64,4 +64,5 @@ def test_no_unsafe_loading_anywhere():
                     assert keywords.get("weights_only") is True, where
                 if (owner, node.func.attr) == ("np", "load"):
                     assert keywords.get("allow_pickle") is False, where
-                assert owner != "pickle", where
+                # MetaWorld wants its tasks pickled; what must never happen is reading a pickle
+                assert owner != "pickle" or node.func.attr == "dumps", where
