@@ -3,6 +3,7 @@
 Needs a video model trained at all diffusion steps and the videos of `launch/quality.py`:
 
     python launch/benchmark.py what=estimators checkpoint=checkpoints/video/door-close data=data/door-close
+    python launch/benchmark.py what=estimators against=[chain-bfloat16,one-forward] checkpoint=... data=... episodes=2
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ from reward_service.corruptions import CORRUPTIONS
 from reward_service.diffusion_reward import DiffusionReward
 from reward_service.quality import auc_per_episode, progress_correlation
 
-PEERS: tuple[str, ...] = ()
 OTHERS = ("random", "noisy")
-# The chain of the paper comes first: the others are ranked against it.
+# The chain of the paper (eleven steps) comes first and always runs: the others are ranked against it.
 ESTIMATORS: dict[str, Mapping[str, object]] = {
-    "chain, 11 steps": {},
-    "chain, 11 steps, other noise": {},
-    "chain, 11 steps, bfloat16": {"precision": "bfloat16"},
-    "exact chain, 11 steps": {"posterior": "exact"},
-    "exact chain, 6 steps": {"posterior": "exact", "skip_step": 19},
-    "exact chain, 3 steps": {"posterior": "exact", "skip_step": 49},
-    "one forward": {"estimator": "one_forward"},
-    "one forward, bfloat16": {"estimator": "one_forward", "precision": "bfloat16"},
+    "chain": {},
+    "chain-other-noise": {},
+    "chain-bfloat16": {"precision": "bfloat16"},
+    "exact-11": {"posterior": "exact"},
+    "exact-6": {"posterior": "exact", "skip_step": 19},
+    "exact-3": {"posterior": "exact", "skip_step": 49},
+    "one-forward": {"estimator": "one_forward"},
+    "one-forward-bfloat16": {"estimator": "one_forward", "precision": "bfloat16"},
 }
+
+PEERS = tuple(ESTIMATORS)
 
 
 def measure(settings: BenchSettings) -> list[Row]:
@@ -54,11 +56,12 @@ def measure(settings: BenchSettings) -> list[Row]:
     rows = []
     for mode in ("entropy", "likelihood"):
         reference: np.ndarray | None = None
-        for name, keys in ESTIMATORS.items():
+        wanted = [name for name in ESTIMATORS if name == "chain" or settings.wants(name)]
+        for name, keys in ((name, ESTIMATORS[name]) for name in wanted):
             reward = DiffusionReward.from_checkpoint(
                 settings.checkpoint, DiffusionRewardConfig.from_dict({"mode": mode, **keys}), settings.device
             )
-            noise_seed = settings.seed + ("other noise" in name)
+            noise_seed = settings.seed + ("other-noise" in name)
             scores, frames_per_s = _score(reward, videos, noise_seed)
             pooled = np.concatenate([row for kind in videos for row in scores[kind]])
             reference = pooled if reference is None else reference

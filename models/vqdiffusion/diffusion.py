@@ -262,11 +262,12 @@ class VQDiffusion(nn.Module):
         return self.transformer.project(position) - self.transformer.project(torch.zeros_like(position[:1]))
 
     def _weights_key(self) -> tuple:
-        """Changes whenever a weight behind the tables is written, replaced, moved or cast."""
+        """Changes whenever a weight behind the tables is written, replaced, moved or cast, or autocast is switched."""
         weights = list(self.condition_emb.parameters())
         for attention in self.transformer.cross_attentions():
             weights += [*attention.key.parameters(), *attention.value.parameters()]
-        return tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights)
+        precision = torch.is_autocast_enabled(self.device.type)  # tables made under it are in its precision
+        return (precision, *((w.data_ptr(), w._version, w.dtype, w.device) for w in weights))
 
 
 def _pick(log_probs: Tensor, tokens: Tensor) -> Tensor:

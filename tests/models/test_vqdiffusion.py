@@ -301,3 +301,17 @@ def test_bad_config_names_key_and_value(key, value):
     with pytest.raises(ValueError, match=key) as error:
         VQDiffusionConfig(**{key: value})
     assert repr(value) in str(error.value)
+
+
+def test_tables_made_under_autocast_are_not_used_outside_it():
+    """Validation in bfloat16 once left tables behind that float32 could not read."""
+    torch.manual_seed(0)
+    model = VQDiffusion(VQDiffusionConfig(**SMALL)).eval()
+    history, state, t = torch.randint(6, (3, 8)), torch.randint(7, (3, 4)), torch.full((3,), 50)
+    with torch.no_grad():
+        wanted = model.predict_log_x0(state, t, model.condition(history))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model.predict_log_x0(state, t, model.condition(history))
+        again = model.predict_log_x0(state, t, model.condition(history))
+    assert torch.equal(wanted, again)
+    np.testing.assert_allclose(half, wanted, atol=0.05)
