@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.ray_access import protect_local_ray
+
+# Ray reads its token when it is imported, which some test may do early; all tests and what they start share one.
+protect_local_ray("local")
 ROOT = Path(__file__).resolve().parents[1]
 
 
