@@ -8,7 +8,6 @@ once finished, `summary.json`.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoints import STATE_FILE, apply_weights, load_tensors, save_tensors
+from models.checkpoints import apply_weights
 from models.frames import tensor_to_images
 from models.training_folder import (
     claim_folder,
     clip_gradients,
-    require_finite,
     run_training,
     seeded,
     video_settings,
 )
 from models.training_log import Progress
+from models.training_state import TrainingState
 from models.video_facts import check_resolution, codec_facts, dataset_facts
 from models.video_start import VideoStart
 from models.video_training_config import LearningRate, VideoTrainingConfig
@@ -100,9 +99,10 @@ def train_video_model(
     return run_training(run, config, folder, progress)
 
 
-class _VideoRun:
+class _VideoRun(TrainingState):
     """State of one training: model, its average, optimiser, and the best result so far."""
 
+    model: VQDiffusion
     picture_name = "history_truth_sample"
     config_facts: dict[str, Any]
     codec_facts: dict[str, Any]
@@ -117,28 +117,30 @@ class _VideoRun:
         device: torch.device,
         start: VideoStart | None = None,
     ) -> None:
-        self.config, self.codec, self.folder, self.device = config, codec, folder, device
+        self.config, self.codec = config, codec
         history, skip = model_config.num_history_frames, model_config.frame_skip
         frames = {s: [e.frames for v in videos for e in v.split(s)] for s in ("train", "validation")}
         self.train_windows = TokenWindows.encode(codec, frames["train"], history, skip)
         self.validation_windows = TokenWindows.encode(codec, frames["validation"], history, skip)
         self.total_steps = config.steps_for(len(self.train_windows))
         with seeded(device, config.seed):
-            self.model = VQDiffusion(model_config).to(device).train()
+            model = VQDiffusion(model_config).to(device).train()
         if start is not None:
-            apply_weights(self.model, start.weights, start.folder)
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
+            apply_weights(model, start.weights, start.folder)
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(
             trained,
             config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
         )
         self.learning_rate = LearningRate(config, self.total_steps)
-        self.loss_sum, self.loss_steps = torch.zeros((), device=device), 0
-        self.grad_norm = torch.zeros((), device=device)
-        self.step, self.best_loss, self.best_step = 0, math.inf, 0
+        super().__init__("video model", model, optimiser, folder, device)
+
+    def kept_parts(self) -> dict[str, Any]:
+        """The average and the schedule as well."""
+        return {**super().kept_parts(), "average": self.average, "learning_rate": self.learning_rate}
 
     def start_facts(self) -> dict[str, Any]:
         """What the first line of the log says."""
@@ -168,9 +170,7 @@ class _VideoRun:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate.at(self.step)
         self.optimiser.step()
-        self.step += 1
-        self.loss_sum += loss.detach()
-        self.loss_steps += 1
+        self.count(loss)
         if self.step % config.ema_every_steps == 0:
             self._update_average()
 
@@ -206,10 +206,8 @@ class _VideoRun:
 
     def numbers(self) -> dict[str, float]:
         """Mean loss since the last call, learning rate and gradient norm, as plain numbers."""
-        mean_loss = float(self.loss_sum / self.loss_steps)
-        require_finite(mean_loss, self.step, "video model", self.config.learning_rate)
+        mean_loss = self.take_mean_loss(self.config.learning_rate)
         self.learning_rate.observe(self.step, mean_loss)
-        self.loss_sum, self.loss_steps = torch.zeros((), device=self.device), 0
         rate = self.optimiser.param_groups[0]["lr"]
         return {"loss": mean_loss, "learning_rate": rate, "grad_norm": float(self.grad_norm)}
 
@@ -247,33 +245,3 @@ class _VideoRun:
         last = history[:, -target.shape[1] :]
         frames = [tensor_to_images(self.codec.decode_tokens(tokens)) for tokens in (last, target, sample)]
         return np.concatenate(frames, axis=2)
-
-    def save(self) -> None:
-        """Writes everything needed to go on as if nothing had happened."""
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "learning_rate": self.learning_rate.state_dict(),
-            "loss_sum": self.loss_sum,
-            "loss_steps": self.loss_steps,
-            "step": self.step,
-            "best_loss": self.best_loss,
-            "best_step": self.best_step,
-        }
-        save_tensors(self.folder / STATE_FILE, state)
-
-    def restore(self) -> None:
-        """The inverse of `save`."""
-        path = self.folder / STATE_FILE
-        state = load_tensors(path, self.device)
-        apply_weights(self.model, state["model"], path)
-        apply_weights(self.average, state["average"], path)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.learning_rate.load_state_dict(state["learning_rate"])
-        self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
-        self.step, self.best_loss, self.best_step = state["step"], state["best_loss"], state["best_step"]
-
-    def best(self) -> dict[str, float]:
-        """The best validation result, for the summary."""
-        return {"best_validation_loss": self.best_loss, "best_step": self.best_step}

@@ -7,7 +7,6 @@ once finished, `summary.json`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints import STATE_FILE, apply_weights, load_tensors, save_tensors
 from models.frames import tensor_to_images
 from models.training_folder import (
     claim_folder,
     clip_gradients,
-    require_finite,
     run_training,
     seeded,
     video_settings,
 )
 from models.training_log import Progress
+from models.training_state import TrainingState
 from models.video_facts import check_resolution, codec_facts, dataset_facts
 from models.video_windows import TokenWindows
 from models.videogpt.checkpoint import require_codec_fits, save_videogpt
@@ -89,9 +87,10 @@ def train_videogpt(
     return run_training(run, config, folder, progress)
 
 
-class _VideoGPTRun:
+class _VideoGPTRun(TrainingState):
     """State of one training: model, optimiser, and the best result so far."""
 
+    model: VideoGPT
     picture_name = "history_truth_sample"
     config_facts: dict[str, Any]
     codec_facts: dict[str, Any]
@@ -105,20 +104,18 @@ class _VideoGPTRun:
         folder: Path,
         device: torch.device,
     ) -> None:
-        self.config, self.codec, self.folder, self.device = config, codec, folder, device
+        self.config, self.codec = config, codec
         self.train_windows = _windows(codec, model_config, videos, "train")
         self.validation_windows = _windows(codec, model_config, videos, "validation")
         self.total_steps = config.steps_for(len(self.train_windows))
         with seeded(device, config.seed):
-            self.model = VideoGPT(model_config, codec.codebook.embedding.weight).to(device).train()
-        self.optimiser = torch.optim.AdamW(
-            _parameter_groups(self.model, config.weight_decay),
+            model = VideoGPT(model_config, codec.codebook.embedding.weight).to(device).train()
+        optimiser = torch.optim.AdamW(
+            _parameter_groups(model, config.weight_decay),
             config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
         )
-        self.loss_sum, self.loss_steps = torch.zeros((), device=device), 0
-        self.grad_norm = torch.zeros((), device=device)
-        self.step, self.best_loss, self.best_step = 0, math.inf, 0
+        super().__init__("VideoGPT", model, optimiser, folder, device)
 
     def start_facts(self) -> dict[str, Any]:
         """What the first line of the log says."""
@@ -140,9 +137,7 @@ class _VideoGPTRun:
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate_at(self.step, self.total_steps)
         self.optimiser.step()
-        self.step += 1
-        self.loss_sum += loss.detach()
-        self.loss_steps += 1
+        self.count(loss)
 
     def _loss(self, tokens: Tensor) -> Tensor:
         """Cross entropy of windows (B, S) int64, nats per token; tokens are dropped in training mode only."""
@@ -151,9 +146,7 @@ class _VideoGPTRun:
 
     def numbers(self) -> dict[str, float]:
         """Mean loss since the last call, learning rate and gradient norm, as plain numbers."""
-        mean_loss = float(self.loss_sum / self.loss_steps)
-        require_finite(mean_loss, self.step, "VideoGPT", self.config.learning_rate)
-        self.loss_sum, self.loss_steps = torch.zeros((), device=self.device), 0
+        mean_loss = self.take_mean_loss(self.config.learning_rate)
         rate = self.optimiser.param_groups[0]["lr"]
         return {"loss": mean_loss, "learning_rate": rate, "grad_norm": float(self.grad_norm)}
 
@@ -191,32 +184,6 @@ class _VideoGPTRun:
         last = history[:, -target.shape[1] :]
         frames = [tensor_to_images(self.codec.decode_tokens(tokens)) for tokens in (last, target, sample)]
         return np.concatenate(frames, axis=2)
-
-    def save(self) -> None:
-        """Writes everything needed to go on as if nothing had happened."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "loss_sum": self.loss_sum,
-            "loss_steps": self.loss_steps,
-            "step": self.step,
-            "best_loss": self.best_loss,
-            "best_step": self.best_step,
-        }
-        save_tensors(self.folder / STATE_FILE, state)
-
-    def restore(self) -> None:
-        """The inverse of `save`."""
-        path = self.folder / STATE_FILE
-        state = load_tensors(path, self.device)
-        apply_weights(self.model, state["model"], path)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
-        self.step, self.best_loss, self.best_step = state["step"], state["best_loss"], state["best_step"]
-
-    def best(self) -> dict[str, float]:
-        """The best validation result, for the summary."""
-        return {"best_validation_loss": self.best_loss, "best_step": self.best_step}
 
 
 def _require_windows(config: VideoGPTConfig, videos: Sequence[VideoSet]) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints import STATE_FILE, apply_weights, load_tensors, save_tensors
-from models.training_folder import clip_gradients, require_finite, seeded
+from models.training_folder import clip_gradients, seeded
+from models.training_state import TrainingState
 
 
-class AveragedRun:
+class AveragedRun(TrainingState):
     """One training, driven by `run_training`. A subclass says what a loss is, and what is validated and kept.
 
     Args:
@@ -30,19 +30,15 @@ class AveragedRun:
     picture_name = "windows"
 
     def __init__(self, config: Any, model: nn.Module, folder: Path, device: torch.device, name: str) -> None:
-        self.config, self.model, self.folder, self.device, self.name = (
-            config,
-            model.train(),
-            folder,
-            device,
-            name,
-        )
+        optimiser = torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
+        super().__init__(name, model.train(), optimiser, folder, device)
+        self.config = config
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimiser = torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
         self.total_steps: int = config.train_steps
-        self.loss_sum, self.loss_steps = torch.zeros((), device=device), 0
-        self.grad_norm = torch.zeros((), device=device)
-        self.step, self.best_loss, self.best_step = 0, math.inf, 0
+
+    def kept_parts(self) -> dict[str, Any]:
+        """The average as well."""
+        return {**super().kept_parts(), "average": self.average}
 
     def batch_loss(self) -> Tensor:
         """Loss of the next batch, a scalar; all its randomness comes from torch's global generator."""
@@ -74,9 +70,7 @@ class AveragedRun:
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         self.optimiser.step()
-        self.step += 1
-        self.loss_sum += loss.detach()
-        self.loss_steps += 1
+        self.count(loss)
         if self.step % self.config.ema_every_steps == 0:
             self._update_average()
 
@@ -99,9 +93,7 @@ class AveragedRun:
 
     def numbers(self) -> dict[str, float]:
         """Mean loss since the last call, learning rate and gradient norm, as plain numbers."""
-        mean_loss = float(self.loss_sum / self.loss_steps)
-        require_finite(mean_loss, self.step, self.name, self.config.learning_rate)
-        self.loss_sum, self.loss_steps = torch.zeros((), device=self.device), 0
+        mean_loss = self.take_mean_loss(self.config.learning_rate)
         rate = self.optimiser.param_groups[0]["lr"]
         return {"loss": mean_loss, "learning_rate": rate, "grad_norm": float(self.grad_norm)}
 
@@ -114,31 +106,3 @@ class AveragedRun:
             self.best_loss, self.best_step = loss, self.step
             self.keep({"trained_steps": self.step, **metrics})
         return {**metrics, "best_validation_loss": self.best_loss}
-
-    def save(self) -> None:
-        """Writes everything needed to go on as if nothing had happened."""
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "loss_sum": self.loss_sum,
-            "loss_steps": self.loss_steps,
-            "step": self.step,
-            "best_loss": self.best_loss,
-            "best_step": self.best_step,
-        }
-        save_tensors(self.folder / STATE_FILE, state)
-
-    def restore(self) -> None:
-        """The inverse of `save`."""
-        path = self.folder / STATE_FILE
-        state = load_tensors(path, self.device)
-        apply_weights(self.model, state["model"], path)
-        apply_weights(self.average, state["average"], path)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
-        self.step, self.best_loss, self.best_step = state["step"], state["best_loss"], state["best_step"]
-
-    def best(self) -> dict[str, float]:
-        """The best validation result, for the summary."""
-        return {"best_validation_loss": self.best_loss, "best_step": self.best_step}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from models.checkpoints import STATE_FILE, apply_weights, load_tensors, save_tensors
 from models.images.config import ImageModelConfig, ImageTrainingConfig
 from models.images.ddim import add_noise
 from models.images.finished import finished_summary
 from models.images.pictures import contact_sheet
 from models.images.sampling import sample_base
 from models.images.unet import ClassUNet2D, save_image_model
-from models.training_folder import claim_folder, clip_gradients, require_finite, run_training, seeded
+from models.training_folder import claim_folder, clip_gradients, run_training, seeded
 from models.training_log import Progress
+from models.training_state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,10 @@ def draw_conditions(labels: Tensor, config: ImageTrainingConfig, num_classes: in
     return torch.where(kind < config.null_probability, torch.zeros_like(own), chosen).float()
 
 
-class _ImageRun:
+class _ImageRun(TrainingState):
     """State of one training: model, averaged model, optimiser and the best result so far."""
 
+    model: ClassUNet2D
     picture_name = "samples"
 
     def __init__(
@@ -140,15 +140,19 @@ class _ImageRun:
         seed: int,
         facts: dict[str, Any],
     ) -> None:
-        self.config, self.folder, self.device, self.seed, self.facts = config, folder, device, seed, facts
+        self.config, self.seed, self.facts = config, seed, facts
         self.train, self.validation = train, validation
         with seeded(torch.device("cpu"), seed, 0):
-            self.model = ClassUNet2D(model_config).to(device)
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), config.learning_rate)
-        self.step, self.total_steps = 0, config.train_steps
-        self.losses: list[Tensor] = []
-        self.best_loss, self.best_step = math.inf, 0
+            model = ClassUNet2D(model_config).to(device)
+        super().__init__(
+            "image model", model, torch.optim.Adam(model.parameters(), config.learning_rate), folder, device
+        )
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.total_steps = config.train_steps
+
+    def kept_parts(self) -> dict[str, Any]:
+        """The average as well."""
+        return {**super().kept_parts(), "average": self.average}
 
     def start_facts(self) -> dict[str, Any]:
         """What the first line of the log says."""
@@ -164,9 +168,8 @@ class _ImageRun:
         loss.backward()
         clip_gradients(self.model.parameters(), self.config.clip_grad_norm)
         self.optimiser.step()
-        self.step += 1
+        self.count(loss)
         self._average()
-        self.losses.append(loss.detach())
 
     def _loss(self, model: ClassUNet2D, images: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error of the predicted noise (DDPM, arXiv 2006.11239, equation 14)."""
@@ -186,10 +189,8 @@ class _ImageRun:
 
     def numbers(self) -> dict[str, float]:
         """Mean loss since the last line."""
-        loss = torch.stack(self.losses).mean().item()
-        self.losses = []
-        require_finite(loss, self.step, "image model", self.config.learning_rate)
-        return {"loss": loss, "learning_rate": self.config.learning_rate}
+        rate = self.config.learning_rate
+        return {"loss": self.take_mean_loss(rate), "learning_rate": rate}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -213,30 +214,3 @@ class _ImageRun:
             self.average, condition.to(self.device), num_steps=20, cfg_scale=1.0, seed=self.seed
         )
         return contact_sheet(images.cpu(), columns=self.model.config.num_classes)[None]
-
-    def save(self) -> None:
-        """Writes everything needed to go on as if nothing had happened."""
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "losses": [float(loss) for loss in self.losses],
-            "step": self.step,
-            "best_loss": self.best_loss,
-            "best_step": self.best_step,
-        }
-        save_tensors(self.folder / STATE_FILE, state)
-
-    def restore(self) -> None:
-        """The inverse of `save`."""
-        path = self.folder / STATE_FILE
-        state = load_tensors(path, self.device)
-        apply_weights(self.model, state["model"], path)
-        apply_weights(self.average, state["average"], path)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
-        self.step, self.best_loss, self.best_step = state["step"], state["best_loss"], state["best_step"]
-
-    def best(self) -> dict[str, float]:
-        """The best validation result, for the summary."""
-        return {"best_validation_loss": self.best_loss, "best_step": self.best_step}

@@ -182,7 +182,7 @@ def test_reward_training_goes_on_as_if_nothing_had_happened(tmp_path):
         train_image_reward(REWARD_TRAINING, NETWORK, pairs, tmp_path / "cut", progress=kill_at(4))
     again = train_image_reward(REWARD_TRAINING, NETWORK, pairs, tmp_path / "cut")
     assert again["best_validation_loss"] == whole["best_validation_loss"]
-    one, two = (load_tensors(tmp_path / n / "training_state.pt")["reward"] for n in ("whole", "cut"))
+    one, two = (load_tensors(tmp_path / n / "training_state.pt")["model"] for n in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert train_image_reward(REWARD_TRAINING, NETWORK, pairs, tmp_path / "cut", reuse=True) == again
 
