@@ -15,6 +15,7 @@ from learner.batch import TensorBatch
 from learner.captured import CapturedFunction, Run
 from learner.networks import Actor, Critic, Encoder, noisy_action, random_shift
 from learner.policy import PolicyConfig
+from learner.second_thread import SecondThread, Task
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class DrQV2Agent:
         seed: Seed of the initial weights, and of the shifts and noise drawn in updates.
         precision: "float32", or "bfloat16": the encoder's convolutions in bfloat16 (autocast); weights, moments, and
             everything after the encoder stay float32.
+        second_thread: Computes target values and gradients of convolutions beside the caller; None for one after
+            the other, the same numbers.
         record: Records updates so that they run as a whole (`learner.captured.record_cuda_graph`), or None.
 
     Raises:
@@ -104,6 +107,7 @@ class DrQV2Agent:
         seed: int = 0,
         precision: str = "float32",
         record: Callable[[Run], Run] | None = None,
+        second_thread: SecondThread | None = None,
     ) -> None:
         shift_fits = config.shift_pad_px < resolution_px
         _require(
@@ -114,6 +118,7 @@ class DrQV2Agent:
         self.device = torch.device(device)
         self.precision = precision
         self._record = record
+        self._second_thread = second_thread or SecondThread(enabled=False)
         self._captured: dict[tuple[bool, float], CapturedFunction] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -135,7 +140,9 @@ class DrQV2Agent:
 
     def _build_networks(self) -> None:
         config = self.config
-        encoder = Encoder(self.resolution_px, config.encoder_channels, config.encoder_strides)
+        encoder = Encoder(
+            self.resolution_px, config.encoder_channels, config.encoder_strides, self._second_thread
+        )
         sizes = (encoder.repr_dim, self.action_dim, config.feature_dim, config.hidden_dim)
         self.encoder = encoder.to(self.device)
         self.actor = Actor(*sizes).to(self.device)
@@ -192,24 +199,26 @@ class DrQV2Agent:
             inputs: The five tensors of a batch, two of shifts, two of noise, the stddev, and the bonus if there is one.
         """
         batch, (shift, next_shift, target_noise, actor_noise, stddev) = TensorBatch(*inputs[:5]), inputs[5:10]
-        pad_px = self.config.shift_pad_px
-        images, next_images = (
-            random_shift(images, offsets, pad_px)
-            for images, offsets in ((batch.obs, shift), (batch.next_obs, next_shift))
-        )
-        obs = self._encode(images)
-        with torch.no_grad():
-            next_obs = self._encode(next_images)
         metrics = {}
         if len(inputs) > 10:
             bonus = inputs[10]
             metrics["expl_reward"] = bonus.mean()
             batch = batch._replace(reward=batch.reward + bonus_weight * bonus)
         metrics["batch_reward"] = batch.reward.mean()
-        metrics |= self._update_critic(obs, batch, next_obs, stddev, target_noise)
-        metrics |= self._update_actor(obs.detach(), stddev, actor_noise)
-        self._update_target()
-        return metrics
+        target_q = self._second_thread.start(
+            partial(self._target_values, batch, next_shift, stddev, target_noise)
+        )
+        features = self._encode(random_shift(batch.obs, shift, self.config.shift_pad_px))
+        # Gradients stop here at first: the encoder's can then be computed beside the actor's update.
+        obs = features.detach().requires_grad_()
+        metrics |= self._critic_gradients(obs, batch.action, target_q)
+        rest = self._second_thread.start(
+            partial(self._move_critic_and_actor, obs.detach(), stddev, actor_noise)
+        )
+        self.encoder_opt.zero_grad(set_to_none=True)
+        features.backward(obs.grad)
+        self.encoder_opt.step()
+        return metrics | rest.result()
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, repr_dim) float32. Only the encoder is worth bfloat16, and only it bears it: a value of 50 would be rounded
@@ -220,28 +229,35 @@ class DrQV2Agent:
             features: torch.Tensor = self.encoder(images)
         return features.float()
 
-    def _update_critic(
-        self,
-        obs: torch.Tensor,
-        batch: TensorBatch,
-        next_obs: torch.Tensor,
-        stddev: torch.Tensor,
-        noise: torch.Tensor,
+    @torch.no_grad()
+    def _target_values(
+        self, batch: TensorBatch, shift: torch.Tensor, stddev: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, 1) clipped double-Q targets (arXiv 2107.09645, eq. 1)."""
+        next_obs = self._encode(random_shift(batch.next_obs, shift, self.config.shift_pad_px))
+        next_action = noisy_action(self.actor(next_obs), stddev, noise, self.config.stddev_clip)
+        return batch.reward + batch.discount * torch.minimum(*self.critic_target(next_obs, next_action))
+
+    def _critic_gradients(
+        self, obs: torch.Tensor, action: torch.Tensor, targets: Task[torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Minimises the two squared errors to the clipped double-Q target (arXiv 2107.09645, eq. 1-2)."""
-        with torch.no_grad():
-            next_action = noisy_action(self.actor(next_obs), stddev, noise, self.config.stddev_clip)
-            target_v = torch.minimum(*self.critic_target(next_obs, next_action))
-            target_q = batch.reward + batch.discount * target_v
-        q1, q2 = self.critic(obs, batch.action)
+        """Gradients of the two squared errors to the targets (arXiv 2107.09645, eq. 1-2), for critic and observation."""
+        q1, q2 = self.critic(obs, action)
+        target_q = targets.result()
         loss = F.mse_loss(q1, target_q) + F.mse_loss(q2, target_q)
-        self.encoder_opt.zero_grad(set_to_none=True)
         self.critic_opt.zero_grad(set_to_none=True)
         loss.backward()
-        self.critic_opt.step()
-        self.encoder_opt.step()
         values = {"critic_target_q": target_q, "critic_q1": q1, "critic_q2": q2, "critic_loss": loss}
         return {name: value.detach().mean() for name, value in values.items()}
+
+    def _move_critic_and_actor(
+        self, obs: torch.Tensor, stddev: torch.Tensor, noise: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What follows the critic's gradients and does not touch the encoder."""
+        self.critic_opt.step()
+        metrics = self._update_actor(obs, stddev, noise)
+        self._update_target()
+        return metrics
 
     def _update_actor(
         self, obs: torch.Tensor, stddev: torch.Tensor, noise: torch.Tensor

@@ -15,7 +15,8 @@ from learner.batch import Batch
 from learner.bonus import BonusConfig, make_bonus
 from learner.captured import record_cuda_graph
 from learner.drqv2 import DrQV2Agent, DrQV2Config
-from learner.preparation import Preparation, Prepared, has_free_core
+from learner.preparation import Preparation, Prepared
+from learner.second_thread import SecondThread, has_free_core
 from models.files import write_atomic
 from models.precision import PRECISIONS, bfloat16_pays
 
@@ -36,8 +37,8 @@ class LearnerConfig:
             the encoder stay float32), or "auto": bfloat16 where the hardware is faster at it (GPUs, CPUs with AMX).
         cuda_graph: Record the agent's update once and launch it as a whole: true (needs a GPU), false, or "auto"
             (where there is one).
-        bonus_thread: Compute and train the bonus of the next batches in a thread beside the agent's update: true,
-            false, or "auto" (on a CPU of which `num_threads` leaves a core free).
+        second_thread: Do what can be done beside the agent's update beside it: the bonus of the next batches, target
+            values, gradients of weights; true, false, or "auto" (on a CPU of which `num_threads` leaves a core free).
     """
 
     prefetch_batches: int = 4
@@ -47,7 +48,7 @@ class LearnerConfig:
     publish_every_updates: int = 100
     precision: str = "float32"
     cuda_graph: bool | str = "auto"
-    bonus_thread: bool | str = "auto"
+    second_thread: bool | str = "auto"
 
     def __post_init__(self) -> None:
         least = {"prefetch_batches": 0, "metrics_every_updates": 1, "publish_every_updates": 1}
@@ -60,7 +61,7 @@ class LearnerConfig:
                     f"expected a whole number of at least {minimum}"
                 )
         switch = ("auto", True, False)
-        choices = {"precision": ("auto", *PRECISIONS), "cuda_graph": switch, "bonus_thread": switch}
+        choices = {"precision": ("auto", *PRECISIONS), "cuda_graph": switch, "second_thread": switch}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -136,18 +137,20 @@ class Learner:
         self.config = config or LearnerConfig()
         self.device = torch.device(device)
         record = record_cuda_graph if self.config.captures(self.device) else None
+        wanted = self.config.second_thread
+        beside = has_free_core(self.device) if wanted == "auto" else bool(wanted)
+        self._second_thread = SecondThread(beside)
         self.agent = DrQV2Agent(
             *(resolution_px, action_dim, agent_config, self.device, seed),
-            *(self.config.precision_on(self.device), record),
+            *(self.config.precision_on(self.device), record, self._second_thread),
         )
         self.bonus = make_bonus(bonus_config, resolution_px, self.device, seed + 1)
         if self.config.compile:
             self.agent.compile()
         self.updates = 0
-        aside = self.config.bonus_thread
         self._preparation = Preparation(
             *(fetch_batch, self.bonus, self.device, self.config.prefetch_batches),
-            bonus_thread=has_free_core(self.device) if aside == "auto" else bool(aside),
+            bonus_thread=beside,
         )
         self._identity = {
             "resolution_px": resolution_px,
@@ -239,3 +242,4 @@ class Learner:
     def close(self) -> None:
         """Ends the threads."""
         self._preparation.close()
+        self._second_thread.close()

@@ -6,6 +6,7 @@ Parameter names equal those of the official agent, so that its weights load as t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from einops import rearrange
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+from learner.second_thread import SecondThread, Task
 
 ACTION_MARGIN = 1e-6  # actions stay this far inside [-1, 1], as in the official truncated normal
 
@@ -24,10 +27,18 @@ class Encoder(nn.Module):
         resolution_px: Height and width of the square input.
         channels: Output channels of every convolution.
         strides: Stride of each convolution; (2, 1, 1, 1) in the paper.
+        second_thread: Computes gradients of weights beside those of inputs; None for one after the other.
     """
 
-    def __init__(self, resolution_px: int, channels: int, strides: Sequence[int]) -> None:
+    def __init__(
+        self,
+        resolution_px: int,
+        channels: int,
+        strides: Sequence[int],
+        second_thread: SecondThread | None = None,
+    ) -> None:
         super().__init__()
+        self.second_thread = second_thread or SecondThread(enabled=False)
         layers: list[nn.Module] = []
         size_px, in_channels = resolution_px, 3
         for stride in strides:
@@ -57,7 +68,7 @@ class Encoder(nn.Module):
         pixels = rearrange(images, "batch height width channel -> batch channel height width")
         pixels = pixels.float().div_(255.0).sub_(0.5)
         if torch.is_grad_enabled() and next(self.parameters()).requires_grad:
-            features = _ConvolutionStack.apply(pixels, self.strides, *self.parameters())
+            features = _ConvolutionStack.apply(pixels, self.strides, self.second_thread, *self.parameters())
         else:
             features = self.convnet(pixels)
         return rearrange(features, "batch channel height width -> batch (channel height width)")
@@ -72,7 +83,11 @@ class _ConvolutionStack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pixels: torch.Tensor, strides: tuple[int, ...], *parameters: torch.Tensor
+        ctx: Any,
+        pixels: torch.Tensor,
+        strides: tuple[int, ...],
+        second_thread: SecondThread,
+        *parameters: torch.Tensor,
     ) -> torch.Tensor:
         kind = pixels.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
@@ -80,7 +95,7 @@ class _ConvolutionStack(torch.autograd.Function):
         layers = [pixels.to(dtype)]
         for weight, bias, stride in zip(weights, biases, strides):
             layers.append(torch.conv2d(layers[-1], weight, bias, stride=stride).relu_())
-        ctx.strides = strides
+        ctx.strides, ctx.second_thread = strides, second_thread
         ctx.save_for_backward(*weights, *layers)
         return layers[-1]
 
@@ -91,16 +106,30 @@ class _ConvolutionStack(torch.autograd.Function):
         weights, layers = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         # A copy in the layout of the linear layers becomes one of our own, which may be written to.
         gradient = gradient.clone(memory_format=torch.channels_last)
-        gradients: list[torch.Tensor] = []
+        waiting: list[Task[list[torch.Tensor]]] = []
         for index in reversed(range(count)):
             torch.ops.aten.threshold_backward.grad_input(gradient, layers[index + 1], 0, grad_input=gradient)
-            stride, width = ctx.strides[index], len(weights[index])
-            gradient, weight, bias = torch.ops.aten.convolution_backward(
-                *(gradient, layers[index], weights[index], [width], [stride, stride], [0, 0], [1, 1]),
-                *(False, [0, 0], 1, [index > 0, True, True]),
+            step = partial(
+                _convolution_gradients, gradient, layers[index], weights[index], ctx.strides[index]
             )
-            gradients[:0] = [weight.float(), bias.float()]
-        return None, None, *gradients
+            # What the layer below waits for is the gradient of its output alone.
+            waiting.insert(0, ctx.second_thread.start(partial(step, [False, True, True])))
+            if index > 0:
+                gradient = step([True, False, False])[0]
+        parameters = (value.float() for task in waiting for value in task.result()[1:])
+        return None, None, None, *parameters
+
+
+@torch.no_grad()
+def _convolution_gradients(
+    gradient: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, stride: int, wanted: list[bool]
+) -> list[torch.Tensor]:
+    """Gradients of an unpadded convolution's inputs, weight and bias, those of them that are wanted."""
+    gradients: list[torch.Tensor] = torch.ops.aten.convolution_backward(
+        *(gradient, inputs, weight, [len(weight)], [stride, stride], [0, 0], [1, 1]),
+        *(False, [0, 0], 1, wanted),
+    )
+    return gradients
 
 
 def _trunk(repr_dim: int, feature_dim: int) -> nn.Sequential:

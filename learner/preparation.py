@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -108,8 +107,3 @@ class Preparation:
         for pool in (self._asking, self._fetching):
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
-
-
-def has_free_core(device: torch.device) -> bool:
-    """Whether a second thread would find a core: torch's own threads leave one, and the agent is on the CPU."""
-    return device.type == "cpu" and torch.get_num_threads() < (os.cpu_count() or 1)

@@ -115,7 +115,7 @@ def case_settings(case: Case) -> TrainSettings:
         composed,
         bonus=replace(composed.bonus, norm="none", train_every_updates=1),
         # Both sides have the same threads, and nothing beside them.
-        learner=replace(composed.learner, precision=case.precision, bonus_thread=False),
+        learner=replace(composed.learner, precision=case.precision, second_thread=False),
     )
 
 

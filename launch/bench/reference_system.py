@@ -56,7 +56,7 @@ class SequentialTraining:
             settings.agent,
             settings.bonus_config,
             self._batch,
-            LearnerConfig(prefetch_batches=0, precision=settings.learner.precision, bonus_thread=False),
+            LearnerConfig(prefetch_batches=0, precision=settings.learner.precision, second_thread=False),
             seed,
             device,
         )

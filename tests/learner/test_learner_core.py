@@ -53,11 +53,11 @@ def shards(tmp_path_factory):
     return LocalShards(tmp_path_factory.mktemp("shards"))
 
 
-def make_learner(shards, bonus=BONUS, prefetch_batches=3, seed=5, bonus_thread=False) -> Learner:
+def make_learner(shards, bonus=BONUS, prefetch_batches=3, seed=5, second_thread=False) -> Learner:
     sampler = ShardSampler(shards.sample, shards.sizes, AGENT.batch_size, seed)
     sampler.refresh()
     config = LearnerConfig(
-        prefetch_batches=prefetch_batches, metrics_every_updates=1, bonus_thread=bonus_thread
+        prefetch_batches=prefetch_batches, metrics_every_updates=1, second_thread=second_thread
     )
     return Learner(RESOLUTION_PX, ACTION_DIM, AGENT, bonus, sampler, config, seed)
 
@@ -81,17 +81,17 @@ def test_two_runs_are_identical_bit_for_bit(shards):
 
 
 def test_bonus_in_a_thread_of_its_own_gives_the_same_numbers(shards):
-    inline, beside = make_learner(shards), make_learner(shards, bonus_thread=True)
+    inline, beside = make_learner(shards), make_learner(shards, second_thread=True)
     for updates in (5, 4):
         assert inline.run_updates(updates, agent_steps=100) == beside.run_updates(updates, agent_steps=100)
     assert_same_weights(inline, beside)
     beside.close()
 
 
-@pytest.mark.parametrize("bonus_thread", [False, True])
-def test_a_failed_batch_is_asked_for_again_and_the_bonus_has_not_gone_on(shards, bonus_thread):
+@pytest.mark.parametrize("second_thread", [False, True])
+def test_a_failed_batch_is_asked_for_again_and_the_bonus_has_not_gone_on(shards, second_thread):
     straight = make_learner(shards)
-    stumbling = make_learner(shards, bonus_thread=bonus_thread)
+    stumbling = make_learner(shards, second_thread=second_thread)
     preparation, failures = stumbling._preparation, [3]
     fetch = preparation._fetch_batch
 
@@ -111,13 +111,13 @@ def test_a_failed_batch_is_asked_for_again_and_the_bonus_has_not_gone_on(shards,
     stumbling.close()
 
 
-@pytest.mark.parametrize("bonus_thread", [False, True])
-def test_save_and_load_continue_identically(shards, tmp_path, bonus_thread):
-    straight = make_learner(shards, bonus_thread=bonus_thread)
+@pytest.mark.parametrize("second_thread", [False, True])
+def test_save_and_load_continue_identically(shards, tmp_path, second_thread):
+    straight = make_learner(shards, second_thread=second_thread)
     straight.run_updates(5, agent_steps=100)
     straight.save(tmp_path)
     rest = straight.run_updates(4, agent_steps=200)
-    resumed = make_learner(shards, bonus_thread=bonus_thread)
+    resumed = make_learner(shards, second_thread=second_thread)
     resumed.load(tmp_path)
     assert resumed.updates == 5
     assert resumed.run_updates(4, agent_steps=200) == rest
