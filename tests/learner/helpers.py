@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from learner.batch import TensorBatch
 from models.episode import Episode
 
 RESOLUTION_PX = 64
@@ -41,3 +43,12 @@ def noise_episode(number: int, steps: int = 12) -> Episode:
         successes=np.zeros(steps, bool),
         learned_rewards=rng.standard_normal(steps).astype(np.float32),
     )
+
+
+def make_tensor_batch(seed: int, device: str = "cpu") -> TensorBatch:
+    """Six random transitions of full-size frames."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 256, (2, 6, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    action, scalars = torch.rand(6, 2, generator=generator), torch.rand(2, 6, 1, generator=generator)
+    batch = TensorBatch(frames[0], action, scalars[0], scalars[1], frames[1])
+    return TensorBatch(*(tensor.to(device) for tensor in batch))

@@ -8,27 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batch import TensorBatch
 from learner.captured import WARMUP_CALLS, CapturedFunction, record_cuda_graph, run_eagerly
 from learner.drqv2 import DrQV2Agent, DrQV2Config
 from learner.learner_core import LearnerConfig
+from tests.learner.helpers import make_tensor_batch
 
 SMALL = DrQV2Config(batch_size=6, encoder_strides=(2, 2, 2), encoder_channels=8, hidden_dim=16, lr=1e-3)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def make_batch(seed: int, device: str = "cpu") -> TensorBatch:
-    generator = torch.Generator().manual_seed(seed)
-    frames = torch.randint(0, 256, (2, 6, 64, 64, 3), generator=generator, dtype=torch.uint8)
-    action, scalars = torch.rand(6, 2, generator=generator), torch.rand(2, 6, 1, generator=generator)
-    batch = TensorBatch(frames[0], action, scalars[0], scalars[1], frames[1])
-    return TensorBatch(*(tensor.to(device) for tensor in batch))
-
-
 def run(agent: DrQV2Agent, seeds: range) -> list[dict[str, float]]:
     found = []
     for seed in seeds:
-        batch = make_batch(seed, str(agent.device))
+        batch = make_tensor_batch(seed, str(agent.device))
         metrics = agent.update(batch, seed * 100, bonus=batch.reward * 0.5, bonus_weight=0.3)
         found.append({name: float(value) for name, value in metrics.items()})
     return found

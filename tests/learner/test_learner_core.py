@@ -80,7 +80,7 @@ def test_two_runs_are_identical_bit_for_bit(shards):
     )
 
 
-def test_bonus_in_a_thread_of_its_own_gives_the_same_numbers(shards):
+def test_a_second_thread_gives_the_same_numbers(shards):
     inline, beside = make_learner(shards), make_learner(shards, second_thread=True)
     for updates in (5, 4):
         assert inline.run_updates(updates, agent_steps=100) == beside.run_updates(updates, agent_steps=100)
