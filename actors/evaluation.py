@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from actors.policy import NO_VERSION, Policy
 from actors.recording import EpisodeRecorder, run_wave, waves
 from actors.seeding import indexed_seed
 from models.episode import Episode
-
-Z_95 = 1.959963984540054
+from models.intervals import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -68,31 +66,6 @@ class EvaluationResult:
             "weight_version": self.weight_version,
             "evaluation_wall_s": self.wall_s,
         }
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a success rate (Wilson score; sound at 0 and at 1, and for few trials).
-
-    Args:
-        successes: 0 to `trials`.
-        trials: 1 or more.
-
-    Returns:
-        Lower and upper end, within [0, 1].
-
-    Raises:
-        ValueError: if the counts make no sense.
-    """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(
-            f"{successes} successes of {trials} trials: expected 0 <= successes <= trials, trials >= 1"
-        )
-    rate, spread = successes / trials, Z_95**2 / trials
-    centre = (rate + spread / 2) / (1 + spread)
-    half = Z_95 * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials)) / (1 + spread)
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
-    return low, high
 
 
 class Evaluator:

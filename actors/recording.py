@@ -22,8 +22,13 @@ class EpisodeRecorder:
         self._actions: list[np.ndarray] = []
         self._rewards: list[float] = []
         self._discounts: list[float] = []
+        self._dense_rewards: list[float] = []
         self._successes: list[bool] = []
-        self.dense_return = 0.0
+
+    @property
+    def dense_return(self) -> float:
+        """Sum of the simulator's shaped reward so far."""
+        return sum(self._dense_rewards)
 
     @property
     def frame(self) -> np.ndarray:
@@ -37,17 +42,19 @@ class EpisodeRecorder:
         self._rewards.append(reward)
         self._discounts.append(info["discount"])
         self._successes.append(info["success"])
-        self.dense_return += info["dense_reward"]
+        self._dense_rewards.append(info["dense_reward"])
 
-    def build(self, length_steps: int | None = None) -> Episode:
-        """The episode, or its first `length_steps` agent steps."""
+    def build(self, length_steps: int | None = None, *, dense: bool = False) -> Episode:
+        """The episode, or its first `length_steps` agent steps; with the shaped reward in place of the sparse one, if
+        `dense`."""
         steps = len(self._actions) if length_steps is None else length_steps
+        rewards = self._dense_rewards if dense else self._rewards
         return Episode(
             episode_id=self._episode_id,
             task=self._task,
             frames=np.stack(self._frames[: steps + 1]),
             actions=np.stack(self._actions[:steps]),
-            env_rewards=np.asarray(self._rewards[:steps], dtype=np.float32),
+            env_rewards=np.asarray(rewards[:steps], dtype=np.float32),
             discounts=np.asarray(self._discounts[:steps], dtype=np.float32),
             successes=np.asarray(self._successes[:steps], dtype=bool),
         )

@@ -27,6 +27,7 @@ class RolloutConfig:
         stddev_start: Standard deviation of the exploration noise at global agent step 0, 0 or more.
         stddev_end: Standard deviation from `stddev_duration_steps` on, 0 or more.
         stddev_duration_steps: Global agent steps of the linear decay, 1 or more.
+        dense: Whether episodes carry the simulator's shaped reward in place of the sparse one.
     """
 
     seed: int = 0
@@ -36,6 +37,7 @@ class RolloutConfig:
     stddev_start: float = 1.0
     stddev_end: float = 0.1
     stddev_duration_steps: int = 3_000_000
+    dense: bool = False
 
     def __post_init__(self) -> None:
         least = {
@@ -117,7 +119,7 @@ class Rollout:
             for recorder, seed in zip(
                 run_wave(self._envs, task, ids, seeds, schedule.act, schedule.count), seeds
             ):
-                episodes.append(recorder.build())
+                episodes.append(recorder.build(dense=self._config.dense))
                 facts.append(_episode_facts(episodes[-1], recorder, seed, self._version))
         return episodes, {
             "block_id": block_id,

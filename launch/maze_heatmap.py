@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -174,20 +174,3 @@ def judge(places: Heatmap, goal: Cell) -> Judgement:
         best=(float(row), float(column)),
         chance=float((distances[is_seen] <= RECOVERY_DISTANCE).mean()),
     )
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson score)."""
-    share = successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
-
-
-def bootstrap_interval(values: Any, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of a mean over goals."""
-    values = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.maze_heatmap import bootstrap_interval, wilson_interval
 from models.files import write_atomic, write_json
+from models.intervals import bootstrap_interval, wilson_interval
 
 # Names of the diffusion times a heatmap is made at: a band of small ones, and the last step.
 TIMES = ("band", "zero")

@@ -27,7 +27,9 @@ class RewardSettings:
         checkpoint: Folder of the reward model; needed if `frozen` is set. "{task}" stands for the task's name.
         alpha: Weight of the bonus (RND, AMP), in [0, 1].
         learned_scale: Factor on the standardised and clipped learned reward; 1 in the paper.
-        sparse_weight: Weight of the environment's sparse reward.
+        environment: "sparse": the environment's reward counts the simulator steps that are a success; "dense": it is the
+            simulator's own shaped reward, which nobody has for a real task: an upper reference.
+        sparse_weight: Weight of the environment's reward.
     """
 
     name: str
@@ -35,11 +37,14 @@ class RewardSettings:
     checkpoint: str | None = None
     alpha: float = 0.95
     learned_scale: float = 1.0
+    environment: str = "sparse"
     sparse_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
+        if self.environment not in ("sparse", "dense"):
+            raise ValueError(f"environment must be sparse or dense, got {self.environment!r}")
         if self.frozen is not None and self.checkpoint is None:
             raise ValueError(
                 f"reward={self.name} needs a trained reward model: give reward.checkpoint=<folder>, made by "

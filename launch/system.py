@@ -209,6 +209,7 @@ def _rollouts(settings: TrainSettings) -> list[Any]:
             stddev_start=agent.stddev_start,
             stddev_end=agent.stddev_end,
             stddev_duration_steps=agent.stddev_duration_steps,
+            dense=settings.reward.environment == "dense",
             egl_device=_egl_device(settings.cluster, i),
         )
         for i in range(settings.rollout.num_actors)

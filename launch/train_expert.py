@@ -25,7 +25,6 @@ import numpy as np
 from omegaconf import DictConfig
 
 from actors.envs.registry import EnvConfig, make_env
-from actors.evaluation import wilson_interval
 from actors.policy_file import FilePolicy, save_policy_file
 from actors.seeding import indexed_seed
 from launch import cli
@@ -35,6 +34,7 @@ from launch.ray_access import protect_local_ray
 from launch.run_folder import RunFolder
 from launch.sac import STATE_ENV, SACConfig
 from models.files import write_json
+from models.intervals import wilson_interval
 
 # Share of an evaluation interval that one call of RLlib covers at most, and the most agent steps of a call.
 CALLS_PER_EVALUATION = 5

@@ -9,7 +9,7 @@ import pytest
 
 from actors import evaluation
 from actors.envs.registry import EnvConfig
-from actors.evaluation import Evaluator, evaluate, wilson_interval
+from actors.evaluation import Evaluator, evaluate
 from actors.seeding import indexed_seed
 from models.videos import RenderSettings
 from tests.actors.fakes import FakeEnv, FakePolicy
@@ -28,27 +28,6 @@ def fake_evaluator(monkeypatch):
         return Evaluator(EnvConfig("reach"), num_envs), envs
 
     return build
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [
-        (0, 10, 0.0, 0.277533),
-        (10, 10, 0.722467, 1.0),
-        (8, 10, 0.490162, 0.943318),
-        (5, 10, 0.236593, 0.763407),
-        (1, 1, 0.206549, 1.0),
-        (50, 100, 0.403832, 0.596168),
-    ],
-)
-def test_wilson_interval(successes, trials, low, high):
-    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-5)
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(1, 0), (-1, 3), (4, 3)])
-def test_wilson_interval_refuses_impossible_counts(successes, trials):
-    with pytest.raises(ValueError, match="trials"):
-        wilson_interval(successes, trials)
 
 
 def test_a_success_in_the_last_step_counts(fake_evaluator):

@@ -15,12 +15,10 @@ from launch.cli import UsageError, compose
 from launch.collect_trajectories import collect_trajectories, data_settings, with_goal_as_list
 from launch.maze_heatmap import (
     Heatmap,
-    bootstrap_interval,
     heatmap,
     judge,
     maze_windows,
     smoothed,
-    wilson_interval,
     window_rewards,
 )
 from launch.maze_report import summarise
@@ -134,16 +132,6 @@ def test_starts_are_first_states_and_fixed_by_the_seed(base_data):
     assert starts.shape == (10, 4) and (starts[:, 2:] == 0).all()
     np.testing.assert_array_equal(starts, random_starts(base_data, 10, 3))
     assert not np.array_equal(starts, random_starts(base_data, 10, 4))
-
-
-def test_intervals():
-    low, high = wilson_interval(8, 8)
-    assert (round(low, 3), high) == (0.676, 1.0)
-    low, high = wilson_interval(4, 8)
-    assert (round(low, 3), round(high, 3)) == (0.215, 0.785)
-    assert bootstrap_interval([5.0, 5.0, 5.0]) == (5.0, 5.0)
-    low, high = bootstrap_interval([0.0, 1.0] * 20)
-    assert 0.3 < low < 0.4 and 0.6 < high < 0.7
 
 
 def test_a_summary_is_the_mean_over_goals():
