@@ -39,6 +39,7 @@ DATACLASSES = {
     "pairs": "models.images.config:PairConfig",
     "locomotion_data": "launch.locomotion_data:LocomotionDataConfig",
     "locomotion": "launch.relative_locomotion:LocomotionSettings",
+    "plan": "launch.experiment:Plan",
 }
 # Sections whose dataclass is that of a chosen reward or bonus: the key that names it -> how its class is found.
 # Without a choice the section has the keys that all share.
@@ -84,6 +85,8 @@ SECTIONS = {
     "train_expert": ("env", "sac"),
     "demo": ("env",),
     "quality": ("env",),
+    "experiment": ("plan",),
+    "report": ("plan",),
     "benchmark": (),
 }
 # Keys whose value follows from others; they are not offered on the command line.

@@ -1,0 +1,166 @@
+"""Experiments and their reports: what is run, what is skipped, what the tables say."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from launch.cli import UsageError, compose, group_options
+from launch.experiment import Plan, Run, plan_of, run_experiment
+from launch.report import budget, final_success, markdown, read_rows, replaced, report, write_rows
+from tests.launch.conftest import run_verb
+from tests.launch.test_training import SMALL
+
+PLAN = Plan(
+    name="small",
+    title="Two rewards",
+    about="A comparison.",
+    tasks=("reach", "door-close"),
+    rewards=("relative frame_reward.form=r2", "sparse"),
+    seeds=(0, 1),
+    train=("preset=laptop", "total_agent_steps=200"),
+    own={"relative frame_reward.form=r2": ["reward.checkpoint=models/pair"]},
+)
+
+
+def row(task, reward, seed, phase, agent_steps, success, learned_return=""):
+    return {
+        **{"task": task, "reward": reward, "seed": seed, "phase": phase, "agent_steps": agent_steps},
+        **{"frames": 3 * agent_steps, "updates": agent_steps // 2, "wall_s": 36.0, "success": success},
+        **{"episodes": 20.0, "env_return": 1.5, "learned_return": learned_return},
+    }
+
+
+@pytest.mark.parametrize("name", group_options("experiment"))
+def test_every_experiment_can_be_read_and_says_its_budget(name):
+    plan = plan_of(compose("experiment", [f"experiment={name}"]))
+    assert plan.name == name
+    assert budget(plan) > 0
+    for run in plan.runs():
+        compose("train", plan.overrides(run))
+
+
+def test_a_run_is_what_train_is_given():
+    run = Run("reach", "relative frame_reward.form=r2", 1)
+    assert run in PLAN.runs() and len(PLAN.runs()) == 8
+    assert run.folder_name == "reach_relative_frame_reward.form-r2_seed1"
+    assert PLAN.overrides(run) == [
+        *("task=reach", "reward=relative", "seed=1", "preset=laptop", "total_agent_steps=200"),
+        *("reward.checkpoint=models/pair", "frame_reward.form=r2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("plan.tasks=[dor-close]", "did you mean 'door-close'"),
+        ("plan.rewards=[spars]", "did you mean 'sparse'"),
+        ("plan.seeds=[-1]", "seeds must be numbers of 0 or more"),
+        ("plan.tasks=[]", "tasks is empty"),
+        ("plan.own=null", r"no reward\.checkpoint="),
+        ("plan.seed=[1]", "unknown key 'plan.seed'"),
+    ],
+)
+def test_bad_plans_are_refused(override, message):
+    with pytest.raises(UsageError, match=message):
+        plan_of(compose("experiment", [override]))
+
+
+def test_models_are_made_for_the_rewards_that_are_run_only(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr("launch.experiment.run_step", lambda _name, arguments: commands.append(arguments))
+    model = f"plan.own={{relative:['reward.checkpoint={tmp_path}/pair']}}"
+    given = [f"runs={tmp_path}/runs", "plan.tasks=[reach]", "plan.seeds=[0]", model]
+    made = "plan.prepare={relative:'quality task=reach rewards=[relative]'}"
+    run_experiment(compose("experiment", [*given, made, "plan.rewards=[relative]"]))
+    assert commands[0] == ["quality", "task=reach", "rewards=[relative]"]
+    assert commands[1][:3] == ["train", "task=reach", "reward=relative"]
+    commands.clear()
+    run_experiment(compose("experiment", [*given, made, "plan.rewards=[sparse]"]))
+    assert [command[0] for command in commands] == ["train"]
+
+
+def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    def fail_once(name, arguments):
+        if "seed=0" in arguments:
+            raise RuntimeError("no GL")
+        folder = next(a.partition("=")[2] for a in arguments if a.startswith("out="))
+        finished_run(folder, total=20)
+
+    monkeypatch.setattr("launch.experiment.run_step", fail_once)
+    given = [f"runs={tmp_path}", "plan.tasks=[reach]", "plan.seeds=[0,1]", "plan.rewards=[sparse]"]
+    assert run_experiment(compose("experiment", given)) == 1
+    assert "failed: reach_sparse_seed0: no GL" in capsys.readouterr().err
+    assert run_experiment(compose("experiment", [*given, "plan.seeds=[1]"])) == 0
+
+
+def finished_run(path, total):
+    from pathlib import Path
+
+    checkpoint = Path(path) / "checkpoints" / f"step_{total:09d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "counters.json").write_text(json.dumps({"agent_steps": total}))
+    (checkpoint.parent / "LATEST").write_text(checkpoint.name)
+    (Path(path) / "config.yaml").write_text(f"total_agent_steps: {total}\n")
+    line = {"phase": "eval", "agent_steps": total, "success_rate": 1.0}
+    (Path(path) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def test_an_experiment_runs_once_and_its_report_has_its_numbers(tmp_path):
+    train = ["preset=laptop", "total_agent_steps=200", *SMALL[1:]]
+    plan = [
+        *("plan.name=tiny", "plan.tasks=[door-close]", "plan.rewards=[dense]", "plan.seeds=[3]"),
+        "plan.train=[" + ",".join(f"'{override}'" for override in train) + "]",
+    ]
+    first = run_verb("experiment", f"runs={tmp_path}/runs", *plan).stdout
+    assert "1 of 1 runs to do" in first
+    again = run_verb("experiment", f"runs={tmp_path}/runs", *plan).stdout
+    assert "finished     door-close_dense_seed3" in again and "0 of 1 runs to do" in again
+    run_verb("report", f"runs={tmp_path}/runs", f"out={tmp_path}/results", *plan)
+    rows = list(csv.DictReader((tmp_path / "results" / "tiny.csv").open()))
+    assert {row["phase"] for row in rows} == {"train", "eval"}
+    assert rows[-1]["agent_steps"] == "200" and rows[-1]["reward"] == "dense"
+    # Twenty steps of three frames, up to 10 a frame: no sparse reward of a beginner looks like that.
+    assert all(0 < float(row["env_return"]) < 600 for row in rows if row["phase"] == "train")
+    assert "1 finished runs, 0 of the plan not run" in (tmp_path / "results" / "tiny.md").read_text()
+    assert (tmp_path / "results" / "tiny.png").stat().st_size > 5000
+
+
+def test_the_report_counts_what_is_in_the_csv():
+    relative = "relative frame_reward.form=r2"
+    rows = [
+        row("reach", relative, 0, "eval", 100, 0.8),
+        row("reach", relative, 0, "eval", 200, 1.0),
+        row("reach", relative, 1, "eval", 200, 0.9),
+        row("reach", "sparse", 0, "eval", 200, 0.0),
+        row("reach", "sparse", 1, "eval", 100, 1.0),  # cut off before its end
+        row("reach", "sparse", 0, "train", 200, 0.05),
+    ]
+    assert {key: sorted(seeds) for key, seeds in final_success(rows, 200).items()} == {
+        ("reach", relative): [0, 1],
+        ("reach", "sparse"): [0],
+    }
+    text = markdown(PLAN, rows)
+    assert "| reach | **95%** (100%, 90%)<br>83% to 99% | 0% (0%)<br>0% to 16% |" in text
+    assert "| tasks solved | 1 of 1 | 0 of 1 |" in text
+    assert "| reach | 150 | - |" in text
+    assert "3 finished runs, 5 of the plan not run" in text
+    assert "door-close" not in text.partition("## Success")[2]
+
+
+def test_rows_survive_the_file_and_a_shorter_run_does_not_replace_a_longer_one(tmp_path):
+    rows = [row("reach", "sparse", seed, "eval", 200, 0.25) for seed in (1, 0)]
+    write_rows(tmp_path / "a.csv", rows)
+    back = read_rows(tmp_path / "a.csv")
+    assert back == sorted(rows, key=lambda r: r["seed"])
+    run = Run("reach", "sparse", 1)
+    assert replaced(back, run, [row("reach", "sparse", 1, "eval", 100, 1.0)]) == back
+    longer = [row("reach", "sparse", 1, "eval", 300, 1.0)]
+    assert replaced(back, run, longer) == [back[0], *longer]
+
+
+def test_a_report_without_anything_says_what_to_do(tmp_path):
+    with pytest.raises(UsageError, match=r"run launch/experiment\.py experiment=metaworld_laptop first"):
+        report(compose("report", [f"runs={tmp_path}/runs", f"out={tmp_path}/results"]))
