@@ -28,7 +28,7 @@ TARGET = 1.7
 # reward has work for a core of its own.
 SHORT_WARM_UP = (
     *("limiter.min_steps=100", "agent.num_expl_steps=100"),
-    *("limiter.tolerance_steps=200", "updates_per_call=5", "learner.num_threads=1"),
+    *("limiter.tolerance_steps=300", "updates_per_call=5", "learner.num_threads=1"),
 )
 WARM_UPDATES = 5  # Of a peer, so that nothing is done for the first time in a turn.
 MOST_ROUNDS = 2  # A turn takes up to a minute.
@@ -66,7 +66,7 @@ def cases(settings: BenchSettings) -> list[Case]:
     rounds = min(settings.rounds, MOST_ROUNDS)
     return [
         Case("preset=laptop", "laptop", (), window_steps=500, rounds=rounds, sustained_steps=9000),
-        Case("preset=paper", "paper", SHORT_WARM_UP, 100, rounds, reward="diffusion"),
+        Case("preset=paper", "paper", SHORT_WARM_UP, 200, rounds, reward="diffusion"),
     ]
 
 
