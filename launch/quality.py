@@ -60,6 +60,12 @@ def quality(config: DictConfig) -> int:
     own = config.env.task
     name = config.task_set if config.task_set is not None else own
     tasks = task_set(config.task_set) if config.task_set is not None else (own,)
+    judged = tasks if config.judged is None else tuple(config.judged)
+    for task in judged:
+        if task not in tasks:
+            raise UsageError(
+                f"judged has {task!r}, which is not among the tasks of {name}; {suggest(task, tasks)}"
+            )
     default = f"quality/{name}_{time.strftime('%Y%m%d-%H%M%S')}"
     out = absolute_path(config.out if config.out is not None else default, "out")
     if out.exists():
@@ -72,7 +78,7 @@ def quality(config: DictConfig) -> int:
     _train_missing(config, tasks, data, checkpoints, name, frozen)
     out.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
-    for task in tasks:
+    for task in judged:
         videos = {behaviour: read_videos(data / task / behaviour) for behaviour in BEHAVIOURS}
         for reward in rewards:
             score = _scorer(config, reward, frozen[reward], task, videos["random"], data)
@@ -240,6 +246,10 @@ def _train_missing(
         f"seed={config.seed}",
         f"device={config.device}",
     ]
+    codec = checkpoints / "codec" / name
+    if config.codec_checkpoint is not None:
+        kinds.discard("codec")
+        codec = absolute_path(str(config.codec_checkpoint), "codec_checkpoint")
     for kind in (kind for kind in NEEDS if kind in kinds):
         folder = checkpoints / kind / name
         if (folder / "summary.json").exists():
@@ -247,11 +257,13 @@ def _train_missing(
         stage = "video" if kind == "base" else kind
         arguments = [f"stage={stage}", f"data=[{_videos_of(kind, tasks, data)}]", f"out={folder}"]
         if "codec" in NEEDS[kind]:
-            arguments.append(f"codec_checkpoint={checkpoints / 'codec' / name}")
+            arguments.append(f"codec_checkpoint={codec}")
         if kind == "base":
             arguments.append(f"expert_videos={config.base_expert_videos}")
         if kind == "relative":
             arguments.append(f"base={checkpoints / 'base' / name}")
+        if kind == "video":
+            arguments += config.video_overrides
         steps = config[f"{kind}_steps"]
         if steps is not None:
             section = "video" if kind in DIVERSE else kind

@@ -85,6 +85,7 @@ SECTIONS = {
     "train_expert": ("env", "sac"),
     "demo": ("env",),
     "quality": ("env",),
+    "levers": (),
     "experiment": ("plan",),
     "report": ("plan",),
     "benchmark": (),
