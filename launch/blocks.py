@@ -16,6 +16,8 @@ from launch.failures import describe, is_process_failure
 from launch.system import System
 
 MAX_ATTEMPTS = 20
+# Of one rollout actor: while one is scored and stored, the next is rolled out.
+MOST_BLOCKS_IN_FLIGHT = 2
 
 
 def block_number(name: str) -> int:
@@ -46,7 +48,7 @@ class Block:
 
 
 class BlockPipeline:
-    """Keeps every rollout actor busy with at most one block and reports what was acknowledged.
+    """Keeps every rollout actor busy and reports what was acknowledged.
 
     Args:
         system: Actor handles.
@@ -73,7 +75,7 @@ class BlockPipeline:
         self._next_block = first_block
         self._on_done = on_done
         self._on_event = on_event
-        self._idle = list(range(len(system.rollouts)))
+        self._load = [0] * len(system.rollouts)
         self.in_flight: dict[Any, Block] = {}
 
     @property
@@ -87,11 +89,13 @@ class BlockPipeline:
         return self._next_block
 
     def start(self, submitted_steps: int, allowed_steps: int) -> None:
-        """Gives idle rollout actors a block each while whole blocks fit into `allowed_steps`."""
-        while self._idle and allowed_steps >= self._block_steps:
+        """Gives the least busy rollout actors a block each while whole blocks fit into `allowed_steps`."""
+        while allowed_steps >= self._block_steps and min(self._load) < MOST_BLOCKS_IN_FLIGHT:
+            slot = self._load.index(min(self._load))
+            self._load[slot] += 1
             block = Block(
                 block_id=f"b{self._next_block:07d}",
-                slot=self._idle.pop(0),
+                slot=slot,
                 shard=self._next_block % len(self._system.shards),
                 global_agent_steps=submitted_steps,
                 episodes=self._episodes_per_block,
@@ -134,5 +138,5 @@ class BlockPipeline:
             self._submit(block)
             return
         block.refs = ()
-        self._idle.append(block.slot)
+        self._load[block.slot] -= 1
         self._on_done(block, acknowledgement, meta, [float(rewards[1:].sum()) for rewards in scores])

@@ -197,7 +197,9 @@ class Coordinator:
         meta: Mapping[str, Any],
         learned_returns: Sequence[float],
     ) -> None:
-        self._shard_steps[block.shard] = acknowledgement["total_inserted_steps"]
+        # Two acknowledgements of one shard may be handled in either order; its total only grows.
+        total = max(self._shard_steps[block.shard], acknowledgement["total_inserted_steps"])
+        self._shard_steps[block.shard] = total
         self._recent.add(meta, learned_returns)
 
     def _recovered(self, text: str) -> None:

@@ -1,0 +1,79 @@
+"""Blocks on their way: which rollout actor gets the next one, and how many there are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from launch import blocks
+from launch.blocks import Block, BlockPipeline
+from launch.coordinator import Coordinator
+
+
+class FakeActor:
+    """Remembers its calls; a call returns tokens in place of references."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def __getattr__(self, name):
+        def remote(*arguments):
+            self.calls.append((name, *arguments))
+            token = f"{name} {arguments[0]}"
+            return (token, f"meta {arguments[0]}") if name == "collect" else token
+
+        call = SimpleNamespace(remote=remote)
+        call.options = lambda **_: call
+        return call
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    system = SimpleNamespace(rollouts=[FakeActor(), FakeActor()], rewards=[], shards=[FakeActor()])
+    done = []
+    made = BlockPipeline(
+        system,
+        episodes_per_block=1,
+        episode_steps=100,
+        first_block=7,
+        on_done=lambda block, *_: done.append(block.block_id),
+        on_event=lambda text: pytest.fail(text),
+    )
+    monkeypatch.setattr(blocks.ray, "get", lambda refs: [{}, {}])
+    return SimpleNamespace(made=made, done=done, slots=lambda: [b.slot for b in made.in_flight.values()])
+
+
+def test_each_rollout_actor_has_one_block_to_roll_out_and_one_being_scored(pipeline):
+    pipeline.made.start(0, 1000)
+    assert pipeline.slots() == [0, 1, 0, 1]
+    assert pipeline.made.steps_in_flight == 400
+    pipeline.made.start(400, 600)
+    assert pipeline.made.steps_in_flight == 400
+
+
+def test_no_block_starts_that_the_limiter_does_not_allow_whole(pipeline):
+    pipeline.made.start(0, 99)
+    assert pipeline.slots() == []
+    pipeline.made.start(0, 250)
+    assert pipeline.slots() == [0, 1]
+
+
+def test_the_least_busy_actor_gets_the_next_block(pipeline):
+    pipeline.made.start(0, 300)
+    assert pipeline.slots() == [0, 1, 0]
+    second = next(ref for ref, block in pipeline.made.in_flight.items() if block.slot == 1)
+    pipeline.made.handle(second)
+    assert pipeline.done == ["b0000008"]
+    pipeline.made.start(300, 100)
+    assert pipeline.slots() == [0, 0, 1]
+
+
+def test_agent_steps_never_fall_when_acknowledgements_are_handled_out_of_order():
+    coordinator = Coordinator.__new__(Coordinator)
+    coordinator._shard_steps = [200, 0]
+    coordinator._recent = SimpleNamespace(add=lambda *_: None)
+    for number, total in ((3, 400), (2, 300)):
+        block = Block(f"b{number:07d}", slot=0, shard=0, global_agent_steps=0, episodes=1)
+        coordinator._block_done(block, {"total_inserted_steps": total}, {}, [])
+    assert coordinator.agent_steps == 400
