@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.diffuser.temporal_unet import GROUPS, ResidualBlock, TimeEmbedding
+from models.diffuser.temporal_unet import GROUPS, Mish, ResidualBlock, TimeEmbedding, mish
 from models.relative.config import RelativeRewardConfig
 
 
@@ -121,7 +121,7 @@ class HalfTemporalUNet(nn.Module):
             steps = (steps + 1) // 2
         features = last // 4 * steps
         self.head = nn.Sequential(
-            nn.Linear(features + time_dim, features // 2), nn.Mish(), nn.Linear(features // 2, 1)
+            nn.Linear(features + time_dim, features // 2), Mish(), nn.Linear(features // 2, 1)
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class HalfTemporalUNet(nn.Module):
         if x.shape[1] != self.horizon:
             raise ValueError(f"windows have {x.shape[1]} steps, the reward was built for {self.horizon}")
         time = self.time(t)
-        activated = functional.mish(time)
+        activated = mish(time)
         x = rearrange(x, "b h d -> b d h")
         for level in self.levels:
             x = level(x, activated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.diffuser.temporal_unet import mish
 from models.relative.config import RelativeRewardConfig, RelativeTrainingConfig, SteeringConfig
 from models.relative.matching import gradient_matching_loss
 from models.relative.networks import HalfTemporalUNet, HalfUNet2D, WindowedMLP, trajectory_network
@@ -120,3 +121,21 @@ def test_bad_windows():
 def test_bad_settings(cls, changes, message):
     with pytest.raises(ValueError, match=message):
         cls(**changes)
+
+
+def test_mish_and_its_second_derivative_everywhere():
+    x = torch.tensor([-200.0, -1.0, 0.0, 1.0, 89.0, 1000.0], requires_grad=True)
+    value = mish(x)
+    torch.testing.assert_close(value, torch.nn.functional.mish(x))
+    gradient = torch.autograd.grad(value.sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad(gradient.square().sum(), x)[0]
+    # torch's own mish has NaN at the last two; there the function is the identity, with gradient 1.
+    assert second.isfinite().all()
+    assert gradient[-2:].tolist() == [1.0, 1.0] and second[-2:].tolist() == [0.0, 0.0]
+
+
+def test_gradient_matching_of_large_features_stays_finite():
+    network = HalfTemporalUNet(8, 3, (16, 64))
+    x = 1e4 * torch.randn(4, 8, 3, generator=torch.Generator().manual_seed(0))
+    gradient_matching_loss(network, x, torch.arange(4), torch.zeros_like(x)).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
