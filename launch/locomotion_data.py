@@ -194,9 +194,17 @@ def finished_training(settings: LocomotionDataSettings, path: Path) -> RunFolder
         train_on_ray(LocomotionTraining, settings.training, folder, wall_offset_s)
         if _trained_steps(folder) < settings.data.total_agent_steps:
             return None
-    if not (folder.path / REFERENCES_FILE).is_file():
-        write_json(folder.path / REFERENCES_FILE, references(settings, folder))
+    measure_references(settings, folder)
     return folder
+
+
+def measure_references(settings: LocomotionDataSettings, folder: RunFolder) -> None:
+    """Writes `references.json`, unless it is that of the expert that is there: a training that went on may have found a
+    better one."""
+    measured = folder.path / REFERENCES_FILE
+    best = read_json(folder.path / "expert.json")["agent_steps"]
+    if not measured.is_file() or read_json(measured).get("expert_agent_steps") != best:
+        write_json(measured, {**references(settings, folder), "expert_agent_steps": best})
 
 
 def _trained_steps(folder: RunFolder) -> int:

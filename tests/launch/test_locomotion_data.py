@@ -12,9 +12,11 @@ import time
 import numpy as np
 import pytest
 
+from launch import locomotion_data
 from launch.cli import UsageError, compose
 from launch.locomotion_data import base_limit, data_settings, is_locomotion, replay_prefix
 from launch.run_folder import RunFolder
+from models.files import read_json, write_json
 from models.trajectories import read_trajectories
 from tests.launch.conftest import ROOT, run_verb
 
@@ -73,6 +75,22 @@ def test_replay_forgets_the_oldest():
     assert arrays["lengths"].tolist() == [2, 3]
     assert arrays["observations"][:, 0].tolist() == [2, 3, 4, 100, 101, 102, 103]
     assert set(replay.sample(num_items=200)[0]["rewards"].tolist()) == {2, 3, 100, 101, 102}
+
+
+def test_references_are_those_of_the_expert_that_is_there(tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        locomotion_data, "references", lambda *_: measured.append(1) or {"expert_return": 1.0}
+    )
+    for best, times in (
+        (2000, 1),
+        (2000, 1),
+        (6000, 2),
+    ):  # the training went on in between and found a better one
+        write_json(tmp_path / "expert.json", {"agent_steps": best})
+        locomotion_data.measure_references(None, RunFolder(tmp_path))
+        assert len(measured) == times
+    assert read_json(tmp_path / "references.json") == {"expert_return": 1.0, "expert_agent_steps": 6000}
 
 
 def test_base_data_ends_where_a_third_of_the_way_is_done(tmp_path):
