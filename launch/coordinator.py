@@ -64,7 +64,8 @@ class Coordinator:
         """Brings counters and learner to where a resumed run stopped (a new run stays at zero)."""
         shards = self.system.shards
         self._shard_steps = [s["total_inserted_steps"] for s in ray.get([s.stats.remote() for s in shards])]
-        newest = [ids[-1] for ids in ray.get([shard.ids.remote() for shard in shards]) if ids]
+        # Not the last ones alone: blocks may be stored in another order than they were started in.
+        stored = [block_number(name) for ids in ray.get([s.ids.remote() for s in shards]) for name in ids]
         checkpoint = self.folder.latest_checkpoint()
         saved: dict[str, Any] = {}
         if checkpoint is not None:
@@ -72,7 +73,7 @@ class Coordinator:
             self.learner.load(checkpoint)
             self._evaluated_at_steps = saved["evaluated_at_steps"]
             self.recoveries = saved["recoveries"]
-        first_block = 1 + max([-1, *map(block_number, newest)])
+        first_block = 1 + max(stored, default=-1)
         self.blocks = BlockPipeline(
             self.system,
             episodes_per_block=self.settings.rollout.episodes_per_block,

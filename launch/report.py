@@ -38,6 +38,8 @@ SUCCESS = {"train": "episode_success", "eval": "success_rate"}
 SOLVED = 0.8
 COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#8d6a9f", "#edae49", "#5c5c5c", "#00798c", "#a5682a")
 Row = dict[str, Any]
+# (task, reward) -> seed -> last evaluation.
+Final = Mapping[tuple[str, str], Mapping[int, Row]]
 
 
 def main() -> None:
@@ -137,75 +139,75 @@ def final_success(rows: Sequence[Row], total_agent_steps: int) -> dict[tuple[str
 
 
 def markdown(plan: Plan, rows: Sequence[Row]) -> str:
-    """The tables: success at the end, agent steps until it is solved, and the means over the tasks."""
+    """The page: what was run, success at the end, agent steps until it is solved, curves."""
     total = budget(plan)
     final = final_success(rows, total)
-    tasks = [task for task in plan.tasks if any((task, reward) in final for reward in plan.rewards)]
-    lines = [
-        f"# {plan.title}",
-        "",
-        plan.about.strip(),
-        "",
-        "```",
-        f"python launch/experiment.py experiment={plan.name}      # every run; goes on where it was cut off",
-        f"python launch/report.py     experiment={plan.name}      # this page",
-        "```",
-        "",
-        f"Every run: `{' '.join(plan.train)}`. Own keys: "
-        + ("; ".join(f"{reward}: `{' '.join(keys)}`" for reward, keys in (plan.own or {}).items()) or "none")
-        + ".",
-        "",
-        f"## Success after {total:,} agent steps",
-        "",
-        f"Mean over seeds of the last evaluation, each seed in brackets. **Bold**: solved, a mean of {SOLVED:.0%} or more. "
-        "Second line of a cell: 95 % Wilson interval of all its evaluation episodes, as if they were independent.",
-        "",
-        "| task | " + " | ".join(plan.rewards) + " |",
-        "| --- |" + " --- |" * len(plan.rewards),
-    ]
-    for task in tasks:
-        lines.append(
-            f"| {task} | " + " | ".join(_cell(final.get((task, reward))) for reward in plan.rewards) + " |"
-        )
-    solved = {
-        reward: sum(_mean(final.get((task, reward))) >= SOLVED for task in tasks) for reward in plan.rewards
-    }
-    lines.append(
-        "| tasks solved | "
-        + " | ".join(f"{solved[reward]} of {len(tasks)}" for reward in plan.rewards)
-        + " |"
-    )
-    lines.append(
-        "| mean of runs | " + " | ".join(_overall(final, tasks, reward) for reward in plan.rewards) + " |"
-    )
-    lines += [
-        "",
-        "Last row: mean over all runs of these tasks with a 95 % bootstrap interval over runs.",
-        "",
-        f"## Agent steps until an evaluation reaches {SOLVED:.0%}",
-        "",
-        "Median over seeds; `-`: not by half of the seeds or more.",
-        "",
-        "| task | " + " | ".join(plan.rewards) + " |",
-        "| --- |" + " --- |" * len(plan.rewards),
-    ]
-    for task in tasks:
-        cells = [_first_solved(rows, task, reward, final.get((task, reward))) for reward in plan.rewards]
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
     done = [row for seeds in final.values() for row in seeds.values()]
-    missing = len(plan.runs()) - len([r for r in plan.runs() if r.seed in final.get((r.task, r.reward), {})])
-    hours = sum(row["wall_s"] for row in done) / 3600
-    lines += [
-        "",
-        f"{len(done)} finished runs, {missing} of the plan not run; {hours:.1f} hours of wall time.",
-        "",
-        f"![success and learned return against frames]({plan.name}.png)",
-        "",
-        "Top: success; dots are evaluations without noise (mean of seeds), lines the last 20 training episodes with exploration noise, bands the "
-        "lowest and highest seed. Bottom: return of the learned reward in the same training episodes.",
-        "",
+    missing = sum(run.seed not in final.get((run.task, run.reward), {}) for run in plan.runs())
+    own = "; ".join(f"{reward}: `{' '.join(keys)}`" for reward, keys in (plan.own or {}).items())
+    return f"""# {plan.title}
+
+{plan.about.strip()}
+
+```
+python launch/experiment.py experiment={plan.name}      # every run; goes on where it was cut off
+python launch/report.py     experiment={plan.name}      # this page
+```
+
+Every run: `{" ".join(plan.train)}`. Own keys: {own or "none"}.
+
+## Success after {total:,} agent steps
+
+Mean over seeds of the last evaluation, each seed in brackets. **Bold**: solved, a mean of {SOLVED:.0%} or more. Second line of a cell: 95 % Wilson
+interval of all its evaluation episodes, as if they were independent. Last row: mean over all runs with a 95 % bootstrap interval over runs.
+
+{_success_table(plan, final)}
+
+## Agent steps until an evaluation reaches {SOLVED:.0%}
+
+Median over seeds; `-`: not by half of the seeds or more.
+
+{_speed_table(plan, rows, final)}
+
+{len(done)} finished runs, {missing} of the plan not run; {sum(row["wall_s"] for row in done) / 3600:.1f} hours of wall time.
+
+![success and learned return against frames]({plan.name}.png)
+
+Top: success; dots are evaluations without noise (mean of seeds), lines the last 20 training episodes with exploration noise, bands the lowest and highest
+seed. Bottom: return of the learned reward in the same training episodes.
+"""
+
+
+def _success_table(plan: Plan, final: Final) -> str:
+    lines = [
+        (task, [_cell(final.get((task, reward))) for reward in plan.rewards]) for task in _tasks(plan, final)
     ]
-    return "\n".join(lines)
+    means = {
+        reward: [_mean(final[task, reward]) for task in plan.tasks if (task, reward) in final]
+        for reward in plan.rewards
+    }
+    solved = [f"{sum(m >= SOLVED for m in means[reward])} of {len(means[reward])}" for reward in plan.rewards]
+    overall = [_overall(final, plan.tasks, reward) for reward in plan.rewards]
+    return _table(plan.rewards, [*lines, ("tasks solved", solved), ("mean of runs", overall)])
+
+
+def _speed_table(plan: Plan, rows: Sequence[Row], final: Final) -> str:
+    lines = [
+        (task, [_first_solved(rows, task, reward, final.get((task, reward))) for reward in plan.rewards])
+        for task in _tasks(plan, final)
+    ]
+    return _table(plan.rewards, lines)
+
+
+def _tasks(plan: Plan, final: Final) -> list[str]:
+    """Those with a finished run."""
+    return [task for task in plan.tasks if any((task, reward) in final for reward in plan.rewards)]
+
+
+def _table(rewards: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Markdown: a line per task, a column per reward."""
+    table = [("task", rewards), ("---", ["---"] * len(rewards)), *lines]
+    return "\n".join(f"| {' | '.join([name, *cells])} |" for name, cells in table)
 
 
 def budget(plan: Plan) -> int:
@@ -220,8 +222,8 @@ def budget(plan: Plan) -> int:
     return int(given[-1])
 
 
-def _mean(seeds: Mapping[int, Row] | None) -> float:
-    return float(np.mean([row["success"] for row in seeds.values()])) if seeds else 0.0
+def _mean(seeds: Mapping[int, Row]) -> float:
+    return float(np.mean([row["success"] for row in seeds.values()]))
 
 
 def _cell(seeds: Mapping[int, Row] | None) -> str:
@@ -235,7 +237,7 @@ def _cell(seeds: Mapping[int, Row] | None) -> str:
     return f"{f'**{mean}**' if _mean(seeds) >= SOLVED else mean} ({each})<br>{low:.0%} to {high:.0%}"
 
 
-def _overall(final: Mapping[tuple[str, str], Mapping[int, Row]], tasks: Sequence[str], reward: str) -> str:
+def _overall(final: Final, tasks: Sequence[str], reward: str) -> str:
     values = [row["success"] for task in tasks for row in final.get((task, reward), {}).values()]
     if not values:
         return "-"

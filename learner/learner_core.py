@@ -74,6 +74,18 @@ class LearnerConfig:
             return self.precision
         return "bfloat16" if bfloat16_pays(device) else "float32"
 
+    def works_beside(self, device: torch.device) -> bool:
+        """Whether there is a second thread on a device.
+
+        Raises:
+            ValueError: if there cannot be one, but must.
+        """
+        if self.second_thread is True and device.type != "cpu":
+            raise ValueError(
+                f"learner.second_thread=true is not allowed with the learner on {device.type!r}: use auto or false there"
+            )
+        return has_free_core(device) if self.second_thread == "auto" else bool(self.second_thread)
+
     def captures(self, device: torch.device) -> bool:
         """Whether updates are recorded on a device.
 
@@ -137,8 +149,7 @@ class Learner:
         self.config = config or LearnerConfig()
         self.device = torch.device(device)
         record = record_cuda_graph if self.config.captures(self.device) else None
-        wanted = self.config.second_thread
-        beside = has_free_core(self.device) if wanted == "auto" else bool(wanted)
+        beside = self.config.works_beside(self.device)
         self._second_thread = SecondThread(beside)
         self.agent = DrQV2Agent(
             *(resolution_px, action_dim, agent_config, self.device, seed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -97,8 +98,6 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
 
 
 def finished_run(path, total):
-    from pathlib import Path
-
     checkpoint = Path(path) / "checkpoints" / f"step_{total:09d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "counters.json").write_text(json.dumps({"agent_steps": total}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +34,6 @@ def test_each_lever_is_judged_once_with_its_own_model(tmp_path, monkeypatch):
     def judge(_name, arguments):
         commands.append(arguments)
         folder = next(a.partition("=")[2] for a in arguments if a.startswith("out="))
-        from pathlib import Path
-
         Path(folder).mkdir(parents=True)
         rows = quality_rows("diffusion", (1.0, 0.5), (0.5, -0.25))
         (Path(folder) / "quality.json").write_text(json.dumps({"rows": rows}))

@@ -113,6 +113,15 @@ def test_bad_settings_are_named():
         DrQV2Agent(64, 2, DrQV2Config(shift_pad_px=64))
 
 
+def test_a_second_thread_is_for_cpus():
+    assert LearnerConfig(second_thread=True).works_beside(torch.device("cpu"))
+    assert not LearnerConfig().works_beside(torch.device("cuda"))
+    with pytest.raises(
+        ValueError, match=r"learner\.second_thread=true is not allowed with the learner on 'cuda'"
+    ):
+        LearnerConfig(second_thread=True).works_beside(torch.device("cuda"))
+
+
 @needs_gpu
 def test_a_cuda_graph_equals_eager_updates_and_crosses_devices():
     eager = DrQV2Agent(64, 2, SMALL, "cuda")
