@@ -10,7 +10,7 @@ import torch
 from actors.envs.gl import select_egl_device
 from actors.envs.registry import EnvConfig
 from actors.evaluation import Evaluator
-from actors.policy import NO_VERSION, PolicyFactory, resolve_factory
+from actors.policy import NO_VERSION, NoWeightsError, PolicyFactory, resolve_factory
 from actors.rollout_actor import weight_puller
 from actors.seeding import indexed_seed
 from models.episode import Episode
@@ -71,14 +71,14 @@ class EvaluatorActor:
             `EvaluationResult.metrics()` (with the version that was evaluated), and the first `num_videos` episodes.
 
         Raises:
-            RuntimeError: if no weights were ever published.
+            NoWeightsError: if the weight store is empty.
         """
         news = self._pull(self._version)
         if news is not None:
             self._version, weights = news
             self._policy.load(weights)
         if self._version == NO_VERSION:
-            raise RuntimeError(
+            raise NoWeightsError(
                 f"the weight store holds no weights, but version {published_version} was to be evaluated; publish it first"
             )
         result = self._evaluator.evaluate(self._policy, num_episodes, self._seed, self._version)

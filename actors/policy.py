@@ -16,6 +16,10 @@ PullWeights = Callable[[int], "tuple[int, Weights] | None"]
 NO_VERSION = -1
 
 
+class NoWeightsError(RuntimeError):
+    """The weight store is empty: nothing was ever published, or the store died and has forgotten it."""
+
+
 class Policy(Protocol):
     """A policy on the CPU, inference only."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from actors.envs.registry import EnvConfig, make_env
-from actors.policy import NO_VERSION, Policy, PullWeights
+from actors.policy import NO_VERSION, NoWeightsError, Policy, PullWeights
 from actors.recording import EpisodeRecorder, run_wave, waves
 from actors.seeding import block_generator, training_seed
 from models.episode import Episode
@@ -104,7 +104,7 @@ class Rollout:
             success, weight_version (the newest used in it).
 
         Raises:
-            RuntimeError: if the exploration steps are over and no weights were ever published.
+            NoWeightsError: if the exploration steps are over and the weight store is empty.
         """
         if num_episodes < 1:
             raise ValueError(f"num_episodes is {num_episodes}, expected 1 or more")
@@ -154,7 +154,7 @@ class _Schedule:
         self._queries += 1
         uniform = self.global_steps < self._config.num_expl_steps
         if not uniform and self._rollout.weight_version == NO_VERSION:
-            raise RuntimeError(
+            raise NoWeightsError(
                 f"no policy weights at agent step {self.global_steps}, but uniform exploration ended at step "
                 f"{self._config.num_expl_steps}; publish version 0 before the first rollout"
             )

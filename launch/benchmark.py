@@ -3,6 +3,8 @@
     python launch/benchmark.py what=reward
     python launch/benchmark.py what=[replay,learner] against=[torchrl,eager] --json
     python launch/benchmark.py what=curves plots=docs/performance
+    python launch/benchmark.py what=scaling                       (1,000 simulated rollout actors)
+    python launch/benchmark.py what=chaos minutes=30              (kills processes and nodes, counts episodes)
 
 The JSON holds commit, command, hardware and versions. docs/performance.md explains the figures.
 """
@@ -34,7 +36,10 @@ from launch.ray_access import protect_local_ray
 from models.files import read_json, write_json
 
 # Part -> its module in launch/bench: PEERS (names) and measure(settings) -> comparisons, curves and rows.
-PARTS = ("reward", "render", "env", "replay", "learner", "system", "curves", "estimators")
+PARTS = (
+    *("reward", "render", "env", "replay", "learner", "system"),
+    *("curves", "estimators", "scaling", "chaos"),
+)
 Result = Comparison | Curve | Row
 
 
@@ -225,6 +230,10 @@ def _settings(config: DictConfig, against: tuple[str, ...] | None) -> BenchSetti
     for key in ("rounds", "threads", "episodes"):
         if config[key] is not None and config[key] < 1:
             raise UsageError(f"{key} is {config[key]}, expected 1 or more")
+    if config.minutes <= 0 or config.kill_every_s < 0:
+        raise UsageError(
+            f"expected minutes above 0 and kill_every_s of 0 or more, got {config.minutes} and {config.kill_every_s}"
+        )
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -244,6 +253,8 @@ def _settings(config: DictConfig, against: tuple[str, ...] | None) -> BenchSetti
         checkpoint=None if config.checkpoint is None else absolute_path(str(config.checkpoint), "checkpoint"),
         data=None if config.data is None else absolute_path(str(config.data), "data"),
         episodes=config.episodes,
+        minutes=float(config.minutes),
+        kill_every_s=float(config.kill_every_s),
     )
 
 

@@ -6,6 +6,8 @@ them, and a failed block is rolled out again under the same id (inserting it twi
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,7 @@ from launch.system import System
 MAX_ATTEMPTS = 20
 # Of one rollout actor: while one is scored and stored, the next is rolled out.
 MOST_BLOCKS_IN_FLIGHT = 2
+RETRY_AFTER_S = 0.5
 
 
 def block_number(name: str) -> int:
@@ -31,7 +34,7 @@ class Block:
 
     Attributes:
         block_id: Stable over retries; episode ids derive from it.
-        slot: Index of the rollout actor.
+        slot: The rollout actor that has it; another one after a failure.
         shard: Index of the replay shard.
         global_agent_steps: Agent steps submitted before this block, for the exploration schedule.
         episodes: Number of episodes.
@@ -49,6 +52,9 @@ class Block:
 
 class BlockPipeline:
     """Keeps every rollout actor busy and reports what was acknowledged.
+
+    Attributes:
+        idle: Slots of rollout actors that get no blocks: they wait for a node, or have not started yet.
 
     Args:
         system: Actor handles.
@@ -75,13 +81,15 @@ class BlockPipeline:
         self._next_block = first_block
         self._on_done = on_done
         self._on_event = on_event
-        self._load = [0] * len(system.rollouts)
+        self.idle: set[int] = set()
+        self._load: Counter[int] = Counter()
+        self._lost: list[tuple[float, Block]] = []
         self.in_flight: dict[Any, Block] = {}
 
     @property
     def steps_in_flight(self) -> int:
         """Agent steps submitted and not yet acknowledged."""
-        return len(self.in_flight) * self._block_steps
+        return (len(self.in_flight) + len(self._lost)) * self._block_steps
 
     @property
     def next_block(self) -> int:
@@ -90,9 +98,7 @@ class BlockPipeline:
 
     def start(self, submitted_steps: int, allowed_steps: int) -> None:
         """Gives the least busy rollout actors a block each while whole blocks fit into `allowed_steps`."""
-        while allowed_steps >= self._block_steps and min(self._load) < MOST_BLOCKS_IN_FLIGHT:
-            slot = self._load.index(min(self._load))
-            self._load[slot] += 1
+        while allowed_steps >= self._block_steps and (slot := self._free_slot()) is not None:
             block = Block(
                 block_id=f"b{self._next_block:07d}",
                 slot=slot,
@@ -105,8 +111,22 @@ class BlockPipeline:
             submitted_steps += self._block_steps
             allowed_steps -= self._block_steps
 
+    def repeat_lost(self) -> None:
+        """Has lost blocks rolled out again, by whoever has room for them."""
+        while self._lost and self._lost[0][0] <= time.monotonic() and (slot := self._free_slot()) is not None:
+            _, block = self._lost.pop(0)
+            block.slot = slot
+            self._submit(block)
+
+    def _free_slot(self) -> int | None:
+        """The least busy rollout actor that can take a block."""
+        slots = [slot for slot in self._system.rollouts if slot not in self.idle]
+        slot = min(slots, key=lambda slot: self._load[slot], default=None)
+        return slot if slot is not None and self._load[slot] < MOST_BLOCKS_IN_FLIGHT else None
+
     def _submit(self, block: Block) -> None:
         block.attempts += 1
+        self._load[block.slot] += 1
         number = block_number(block.block_id)
         system = self._system
         episodes, meta = (
@@ -128,6 +148,7 @@ class BlockPipeline:
             RuntimeError: if the block failed for a reason that a retry cannot mend.
         """
         block = self.in_flight.pop(done)
+        self._load[block.slot] -= 1
         try:
             acknowledgement, meta = ray.get([done, block.refs[1]])
             scores = [] if block.refs[2] is None else ray.get(block.refs[2])
@@ -135,8 +156,8 @@ class BlockPipeline:
             if not is_process_failure(error) or block.attempts >= MAX_ATTEMPTS:
                 raise RuntimeError(f"block {block.block_id} failed: {describe(error)}") from error
             self._on_event(f"block {block.block_id} is rolled out again after {describe(error)}")
-            self._submit(block)
+            # Not at once: a call of an actor that is still dead would fail as fast as it is made.
+            self._lost.append((time.monotonic() + RETRY_AFTER_S, block))
             return
         block.refs = ()
-        self._load[block.slot] -= 1
         self._on_done(block, acknowledgement, meta, [float(rewards[1:].sum()) for rewards in scores])

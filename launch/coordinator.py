@@ -19,6 +19,7 @@ from launch.learner_link import LearnerLink
 from launch.metrics import MetricsLog
 from launch.run_folder import RunFolder
 from launch.settings import TrainSettings
+from launch.supervisor import Supervisor
 from launch.system import System
 from launch.windows import RateWindow, RecentEpisodes
 
@@ -46,10 +47,17 @@ class Coordinator:
     ) -> None:
         self.settings, self.system, self.folder = settings, system, folder
         self.log, self.view, self.stop = log, view, stop
-        self._shard_steps = [0] * len(system.shards)
+        self._shard_stats: list[Mapping[str, Any]] = []
         self.recoveries = 0
         self.limiter = settings.limiter
-        self.learner = LearnerLink(system.learner, folder, self._recovered)
+        self.supervisor = Supervisor(settings, system, self._event)
+        self.learner = LearnerLink(
+            system.learner,
+            folder,
+            self._recovered,
+            while_waiting=self.supervisor.look,
+            recovery_timeout_s=max(120.0, settings.cluster.wait_for_resources_s),
+        )
         self.evaluation: EvaluationRun | None = None
         self._evaluated_at_steps = -1
         self._checkpointed_s = time.monotonic()
@@ -63,7 +71,7 @@ class Coordinator:
     def restore(self) -> None:
         """Brings counters and learner to where a resumed run stopped (a new run stays at zero)."""
         shards = self.system.shards
-        self._shard_steps = [s["total_inserted_steps"] for s in ray.get([s.stats.remote() for s in shards])]
+        self._shard_stats = ray.get([s.stats.remote() for s in shards])
         # Not the last ones alone: blocks may be stored in another order than they were started in.
         stored = [block_number(name) for ids in ray.get([s.ids.remote() for s in shards]) for name in ids]
         checkpoint = self.folder.latest_checkpoint()
@@ -80,7 +88,7 @@ class Coordinator:
             episode_steps=self.settings.env.episode_steps,
             first_block=max(first_block, saved.get("next_block", 0)),
             on_done=self._block_done,
-            on_event=self._recovered,
+            on_event=self._block_lost,
         )
         self.learner.publish()
 
@@ -109,19 +117,24 @@ class Coordinator:
     def advance(self) -> None:
         """Trains until the last agent step and the updates that belong to it are done, or a stop is asked for."""
         while not self.stop and not self._is_done():
-            self._start_evaluation()
-            self._start_blocks()
-            self._start_updates()
-            self._wait()
-            # Before the report: saving waits for the learner, and a synchronous run has a row after every update.
-            if time.monotonic() - self._checkpointed_s > self.settings.checkpoint_every_s:
-                self._checkpoint()
-            self._report()
+            self.turn()
+
+    def turn(self) -> None:
+        """One turn of the loop: starts what may start, takes what has come back, saves and reports what is due."""
+        self.supervisor.look(self.blocks)
+        self._start_evaluation()
+        self._start_blocks()
+        self._start_updates()
+        self._wait()
+        # Before the report: saving waits for the learner, and a synchronous run has a row after every update.
+        if time.monotonic() - self._checkpointed_s > self.settings.checkpoint_every_s:
+            self._checkpoint()
+        self._report()
 
     @property
     def agent_steps(self) -> int:
         """Agent steps acknowledged by the replay shards; theirs is the truth, over kills and resumes."""
-        return sum(self._shard_steps)
+        return sum(stats["total_inserted_steps"] for stats in self._shard_stats)
 
     def _is_done(self) -> bool:
         budget_is_spent = self.agent_steps >= self.settings.total_agent_steps
@@ -137,6 +150,7 @@ class Coordinator:
         return self.settings.cluster.sync
 
     def _start_blocks(self) -> None:
+        self.blocks.repeat_lost()
         submitted = self.agent_steps + self.blocks.steps_in_flight
         left = self.settings.total_agent_steps - submitted
         if left <= 0:
@@ -164,6 +178,8 @@ class Coordinator:
             self.learner.start(min(due, per_call), self.agent_steps)
 
     def _start_evaluation(self) -> None:
+        if self.evaluation is not None and self.evaluation.is_lost:
+            self._repeat_evaluation(self.evaluation)
         every = self.settings.eval_every_agent_steps
         is_due = self.agent_steps // every > self._evaluated_at_steps // every or self._evaluated_at_steps < 0
         if self.evaluation is not None or not is_due:
@@ -175,18 +191,24 @@ class Coordinator:
             self.settings, self.system, self.folder, self.learner.publish_ref(), self.agent_steps
         )
 
+    def _repeat_evaluation(self, evaluation: EvaluationRun) -> None:
+        """Starts a failed evaluation again, once whoever failed is back."""
+        self.supervisor.look(self.blocks, now=True)
+        if "evaluator" not in self.supervisor.down.names:
+            self.learner.recover_if_restarted()  # It may have been the learner that died, publishing its weights.
+            evaluation.submit(self.learner.publish_ref())
+
     def _wait(self) -> None:
-        """Waits for the next result and hands it to whoever asked for it."""
+        """Waits for the next results and hands them to whoever asked for them."""
         handlers: dict[Any, Callable[[Any], None]] = {}
         handlers |= dict.fromkeys(self.blocks.in_flight, self.blocks.handle)
         handlers |= dict.fromkeys(self.learner.in_flight, self.learner.handle)
-        if self.evaluation is not None:
+        if self.evaluation is not None and self.evaluation.ref is not None:
             handlers[self.evaluation.ref] = self._evaluation_step
         if not handlers:
             time.sleep(0.01)
             return
-        ready, _ = ray.wait(list(handlers), num_returns=1, timeout=0.5)
-        for ref in ready:
+        for ref in _finished(list(handlers)):
             handlers[ref](ref)
 
     # ---- what comes back
@@ -199,12 +221,19 @@ class Coordinator:
         learned_returns: Sequence[float],
     ) -> None:
         # Two acknowledgements of one shard may be handled in either order; its total only grows.
-        total = max(self._shard_steps[block.shard], acknowledgement["total_inserted_steps"])
-        self._shard_steps[block.shard] = total
+        if acknowledgement["total_inserted_steps"] > self._shard_stats[block.shard]["total_inserted_steps"]:
+            self._shard_stats[block.shard] = acknowledgement
         self._recent.add(meta, learned_returns)
+
+    def _block_lost(self, text: str) -> None:
+        self._recovered(text)
+        self.learner.publish_ref()  # It may have been the weight store that died, which forgets.
 
     def _recovered(self, text: str) -> None:
         self.recoveries += 1
+        self._event(text)
+
+    def _event(self, text: str) -> None:
         self.view.event(text)
         self.log.row("event", self.counters(), {"event": text})
 
@@ -229,6 +258,8 @@ class Coordinator:
                 self.settings, self.system, self.folder, self.learner.publish_ref(), self.agent_steps
             )
         while self.evaluation is not None and not self.stop:
+            self.supervisor.look(self.blocks)
+            self._start_evaluation()
             self._wait()
 
     # ---- reporting and checkpoints
@@ -287,9 +318,17 @@ class Coordinator:
                     key: s[key]
                     for key in ("size_transitions", "total_inserted_episodes", "total_inserted_steps")
                 }
-                for s in ray.get([shard.stats.remote() for shard in self.system.shards])
+                for s in self._shard_stats
             ],
         }
         self.folder.commit_checkpoint(temporary, self.agent_steps, counters, self.settings.keep_checkpoints)
         self.log.flush()
         self._checkpointed_s = time.monotonic()
+
+
+def _finished(refs: Sequence[Any]) -> list[Any]:
+    """Waits for one result, and returns all that are there: looking costs time for every reference that is waited for."""
+    ready, waiting = ray.wait(refs, num_returns=1, timeout=0.5)
+    if ready and waiting:
+        ready += ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
+    return ready

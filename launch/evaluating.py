@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from launch.blocks import RETRY_AFTER_S
 from launch.failures import describe, is_process_failure
 from launch.run_folder import RunFolder
 from launch.settings import TrainSettings
@@ -39,6 +41,9 @@ class EvaluationRun:
         folder: Run folder, for `videos/`.
         version_ref: Resolves to the weight version to evaluate.
         agent_steps: When, for the log.
+
+    Attributes:
+        ref: The step in flight, or None after a failure, until `submit`.
     """
 
     def __init__(
@@ -46,16 +51,22 @@ class EvaluationRun:
     ) -> None:
         self._settings, self._system, self._folder = settings, system, folder
         self.agent_steps = agent_steps
-        self._version_ref = version_ref
         self._summary: dict[str, Any] | None = None
         self._episodes: Any = None
-        self._submit()
+        self._not_before_s = 0.0
+        self.submit(version_ref)
 
-    def _submit(self) -> None:
+    @property
+    def is_lost(self) -> bool:
+        """Whether it failed, long enough ago to be tried again."""
+        return self.ref is None and time.monotonic() >= self._not_before_s
+
+    def submit(self, version_ref: Any) -> None:
+        """Starts, or starts again after a failure."""
         settings = self._settings
         self._summary = None
         self.ref, self._episodes = self._system.evaluator.evaluate.options(num_returns=2).remote(
-            self._version_ref, settings.eval_episodes, settings.eval_videos
+            version_ref, settings.eval_episodes, settings.eval_videos
         )
 
     def advance(self, ref: Any, on_recovery: Callable[[str], None]) -> EvaluationResult | None:
@@ -73,8 +84,8 @@ class EvaluationRun:
             if not is_process_failure(error):
                 raise RuntimeError(f"evaluation failed: {describe(error)}") from error
             on_recovery(f"evaluation starts again after {describe(error)}")
-            self._version_ref = self._system.learner.publish.remote()
-            self._submit()
+            # Not at once: a call of an actor that is still dead would fail as fast as it is made.
+            self.ref, self._not_before_s = None, time.monotonic() + RETRY_AFTER_S
             return None
         if self._summary is None:
             self._summary = value

@@ -14,6 +14,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from actors.policy import NoWeightsError
+from learner.learner_actor import LearnerRestartedError
+
 PROCESS_FAILURES = (
     ActorDiedError,
     ActorUnavailableError,
@@ -22,6 +25,9 @@ PROCESS_FAILURES = (
     OutOfMemoryError,
     RayActorError,
     WorkerCrashedError,
+    # What those who are left notice of a death: a learner that has forgotten its updates, an empty weight store.
+    LearnerRestartedError,
+    NoWeightsError,
 )
 
 

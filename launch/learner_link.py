@@ -12,7 +12,7 @@ import ray
 from launch.failures import describe, is_process_failure
 from launch.run_folder import RunFolder
 
-RECOVERY_TIMEOUT_S = 120.0
+LOOK_EVERY_S = 1.0
 ANSWER_TIMEOUT_S = 60.0
 
 
@@ -23,12 +23,23 @@ class LearnerLink:
         actor: Handle of the LearnerActor.
         folder: Run folder, for the checkpoint to come back to.
         on_recovery: Called with a sentence after each recovery.
+        while_waiting: Called every second while a dead learner is waited for; it gives up by an exception.
+        recovery_timeout_s: How long a dead learner may take to come back once it has a node.
     """
 
-    def __init__(self, actor: Any, folder: RunFolder, on_recovery: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        actor: Any,
+        folder: RunFolder,
+        on_recovery: Callable[[str], None],
+        while_waiting: Callable[[], None] = lambda: None,
+        recovery_timeout_s: float = 120.0,
+    ) -> None:
         self._actor = actor
         self._folder = folder
         self._on_recovery = on_recovery
+        self._while_waiting = while_waiting
+        self._recovery_timeout_s = recovery_timeout_s
         self.updates = 0
         self.in_flight: dict[Any, int] = {}
         self.batch_wait_s = 0.0
@@ -52,6 +63,8 @@ class LearnerLink:
         Raises:
             RuntimeError: if the learner failed for a reason that a restart cannot mend.
         """
+        if ref not in self.in_flight:
+            return  # Of a learner that died; its other call was handled first.
         updates = self.in_flight.pop(ref)
         try:
             answer = ray.get(ref)
@@ -99,29 +112,41 @@ class LearnerLink:
 
     def publish_ref(self) -> Any:
         """Publishes the weights after the calls in flight; the reference resolves to their version."""
-        return self._actor.publish.remote()
+        return self._actor.publish.remote(self.updates + self.updates_in_flight)
+
+    def recover_if_restarted(self) -> None:
+        """Brings the learner back if it has died and nobody has noticed yet."""
+        try:
+            ray.get(self._actor.publish.remote(self.updates + self.updates_in_flight))
+        except ray.exceptions.RayError as error:
+            self._recover(error)
 
     def _recover(self, error: BaseException) -> None:
-        is_untrained = self._wait_until_it_answers(error)["state"] == "fresh"
-        # A call that reaches the restarted learner is refused by it; that too means that the process died.
-        if not is_process_failure(error) and not (is_untrained and self.updates > 0):
+        if not is_process_failure(error):
             raise RuntimeError(f"the learner failed: {describe(error)}") from error
+        answer = self._wait_until_it_answers(error)
         self.in_flight.clear()  # Everything queued on the dead process is lost or will be repeated.
-        checkpoint = self._folder.latest_checkpoint()
-        if is_untrained:
+        if answer["state"] == "fresh":
+            checkpoint = self._folder.latest_checkpoint()
             if checkpoint is None:
                 raise RuntimeError("the learner died before the first checkpoint") from error
             self.load(checkpoint)
+        else:  # It lives, and its count is the truth: a call that failed half-way may have done some updates.
+            self.updates = int(answer["updates"])
         self._on_recovery(f"learner restarted after {describe(error)}; continues at update {self.updates}")
 
     def _wait_until_it_answers(self, error: BaseException) -> dict[str, Any]:
-        deadline_s = time.monotonic() + RECOVERY_TIMEOUT_S
-        while True:
+        deadline_s = time.monotonic() + self._recovery_timeout_s
+        ping = self._actor.ping.remote()
+        while time.monotonic() < deadline_s:
+            self._while_waiting()
+            if not ray.wait([ping], timeout=LOOK_EVERY_S)[0]:
+                continue
             try:
-                return ray.get(self._actor.ping.remote(), timeout=RECOVERY_TIMEOUT_S)
+                return dict(ray.get(ping))
             except ray.exceptions.RayError:
-                if time.monotonic() > deadline_s:
-                    raise RuntimeError(
-                        f"the learner did not come back within {RECOVERY_TIMEOUT_S:.0f} s after {describe(error)}"
-                    ) from error
                 time.sleep(0.2)
+                ping = self._actor.ping.remote()
+        raise RuntimeError(
+            f"the learner did not come back within {self._recovery_timeout_s:.0f} s after {describe(error)}"
+        ) from error

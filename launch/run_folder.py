@@ -29,6 +29,9 @@ RESUMABLE_KEYS = (
     "overrides",
     "total_agent_steps",
     "cluster",
+    "reward.num_actors",
+    "rollout.num_actors",
+    "rollout.max_actors",
     "eval_every_agent_steps",
     "eval_episodes",
     "eval_videos",
@@ -95,7 +98,7 @@ class RunFolder:
         different = [
             f"{key}: run has {saved.get(key)!r}, given {given.get(key)!r}"
             for key in sorted(saved.keys() | given.keys())
-            if saved.get(key) != given.get(key) and key.split(".")[0] not in RESUMABLE_KEYS
+            if saved.get(key) != given.get(key) and not {key, key.split(".")[0]} & set(RESUMABLE_KEYS)
         ]
         if different:
             raise UsageError(

@@ -19,7 +19,7 @@ DATACLASSES = {
     "videogpt_training": "models.videogpt_training_config:VideoGPTTrainingConfig",
     "reward": "launch.settings:RewardSettings",
     "agent": "learner.drqv2:DrQV2Config",
-    "replay": "learner.replay:ReplayConfig",
+    "replay": "launch.settings:ReplaySettings",
     "learner": "learner.learner_core:LearnerConfig",
     "limiter": "learner.limiter:UpdateRatioLimiter",
     "rollout": "launch.settings:RolloutSettings",

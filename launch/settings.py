@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from actors.envs.registry import EnvConfig
@@ -25,6 +25,7 @@ class RewardSettings:
         name: Name shown in logs.
         frozen: Frozen reward (`reward_service.contract.reward_names()`), or None to train without one.
         checkpoint: Folder of the reward model; needed if `frozen` is set. "{task}" stands for the task's name.
+        num_actors: Reward actors, one process each, which share the blocks of episodes; used only with a frozen reward.
         alpha: Weight of the bonus (RND, AMP), in [0, 1].
         learned_scale: Factor on the standardised and clipped learned reward; 1 in the paper.
         environment: "sparse": the environment's reward counts the simulator steps that are a success; "dense": it is the
@@ -35,6 +36,7 @@ class RewardSettings:
     name: str
     frozen: str | None = None
     checkpoint: str | None = None
+    num_actors: int = 1
     alpha: float = 0.95
     learned_scale: float = 1.0
     environment: str = "sparse"
@@ -43,6 +45,8 @@ class RewardSettings:
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
+        if self.num_actors < 1:
+            raise ValueError(f"num_actors must be at least 1, got {self.num_actors}")
         if self.environment not in ("sparse", "dense"):
             raise ValueError(f"environment must be sparse or dense, got {self.environment!r}")
         if self.frozen is not None and self.checkpoint is None:
@@ -62,21 +66,58 @@ class RolloutSettings:
     """How episodes are rolled out.
 
     Attributes:
-        num_actors: Rollout actors, one process each.
+        num_actors: Rollout actors, one process each; "auto": as many as the cluster's free CPUs hold, looked at again
+            and again while training.
+        max_actors: Most that "auto" starts; None: no limit.
         envs_per_actor: Environments stepped in lockstep by one actor.
         episodes_per_block: Episodes returned by one call; at least envs_per_actor makes sense.
         weight_refresh_steps: Agent steps between two looks for newer weights, per environment.
     """
 
-    num_actors: int = 4
+    num_actors: int | str = 4
+    max_actors: int | None = None
     envs_per_actor: int = 1
     episodes_per_block: int = 1
     weight_refresh_steps: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("num_actors", "envs_per_actor", "episodes_per_block", "weight_refresh_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if isinstance(self.num_actors, str) and self.num_actors != "auto":
+            raise ValueError(f"num_actors must be a whole number or auto, got {self.num_actors!r}")
+        for name in (
+            "num_actors",
+            "max_actors",
+            "envs_per_actor",
+            "episodes_per_block",
+            "weight_refresh_steps",
+        ):
+            if isinstance(value := getattr(self, name), int) and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the number of actors follows the cluster."""
+        return self.num_actors == "auto"
+
+    @property
+    def first_actors(self) -> int:
+        """Rollout actors that a run starts with."""
+        return 1 if isinstance(self.num_actors, str) else self.num_actors
+
+
+@dataclass(frozen=True)
+class ReplaySettings(ReplayConfig):
+    """The replay as a whole; `capacity_transitions` is that of all shards together.
+
+    Attributes:
+        num_shards: Replay shards, one process each, which take the blocks of episodes in turn.
+    """
+
+    num_shards: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_shards < 1:
+            raise ValueError(f"num_shards must be at least 1, got {self.num_shards}")
 
 
 @dataclass(frozen=True)
@@ -87,21 +128,21 @@ class ClusterSettings:
         address: Ray address; None attaches to the cluster of a submitted job (RAY_ADDRESS), else starts a
             local Ray.
         sync: One rollout and no overlap: two runs with one seed give identical metrics.
-        num_shards: Replay shards.
-        num_reward_actors: Reward actors (0 is allowed only without a frozen reward).
         egl_devices: GPUs that rollout actors and the evaluator render on, by index and in turn; None leaves
             the choice to EGL.
         *_cpus, *_gpus: Resources of one actor of that kind (fractions allowed).
         *_threads: Torch threads of one actor of that kind.
-        start_timeout_s: How long an actor may take to start before the run gives up.
+        spread: Rollout actors and replay shards go to as many nodes as there are, instead of filling one after the other.
+        start_timeout_s: How long an actor may take to start, once it has its resources, before the run gives up.
+        wait_for_resources_s: How long to wait for resources that the cluster does not have (yet), at the start and after the
+            loss of a node. 0 refuses at the start what cannot be placed at once.
+        report_unplaced_after_s: When an actor that waits for resources is named on the console and in metrics.jsonl.
         object_store_bytes: Size of a local Ray's object store, or None for Ray's default.
         include_dashboard: Whether a local Ray starts its dashboard.
     """
 
     address: str | None = None
     sync: bool = False
-    num_shards: int = 1
-    num_reward_actors: int = 1
     learner_cpus: float = 1.0
     learner_gpus: float = 0.0
     rollout_cpus: float = 1.0
@@ -112,14 +153,20 @@ class ClusterSettings:
     evaluator_cpus: float = 1.0
     shard_cpus: float = 0.0
     egl_devices: tuple[int, ...] | None = None
+    spread: bool = False
     start_timeout_s: float = 120.0
+    wait_for_resources_s: float = 0.0
+    report_unplaced_after_s: float = 20.0
     object_store_bytes: int | None = None
     include_dashboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_shards", "rollout_threads", "reward_threads"):
+        for name in ("rollout_threads", "reward_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("wait_for_resources_s", "report_unplaced_after_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -145,7 +192,7 @@ class TrainSettings:
     frame_reward: FrameRewardConfig
     agent: DrQV2Config
     bonus: BonusConfig
-    replay: ReplayConfig
+    replay: ReplaySettings
     learner: LearnerConfig
     limiter: UpdateRatioLimiter
     rollout: RolloutSettings
@@ -174,23 +221,26 @@ class TrainSettings:
             )
         if self.cluster.sync and self.rollout.num_actors != 1:
             raise ValueError(f"cluster.sync needs rollout.num_actors=1, got {self.rollout.num_actors}")
+        if self.rollout.is_auto and self.cluster.rollout_cpus <= 0:
+            raise ValueError(
+                "rollout.num_actors=auto needs cluster.rollout_cpus above 0: it counts free CPUs"
+            )
         if self.limiter.tolerance_steps < self.block_steps:
             raise ValueError(
                 f"limiter.tolerance_steps={self.limiter.tolerance_steps} is smaller than one block of "
                 f"{self.block_steps} agent steps, so no block could ever start; raise it, or lower "
                 "rollout.episodes_per_block"
             )
-        if self.reward.frozen is not None and self.cluster.num_reward_actors < 1:
-            raise ValueError(f"reward={self.reward.name} needs cluster.num_reward_actors >= 1")
 
     @property
     def replay_config(self) -> ReplayConfig:
-        """The replay's settings with the weights of the reward composition in them."""
-        learned = self.reward.learned_weight if self.reward.frozen else 0.0
+        """The settings of one shard, with the weights of the reward composition in them."""
+        shard = {field.name: getattr(self.replay, field.name) for field in fields(ReplayConfig)}
         return replace(
-            self.replay,
+            ReplayConfig(**shard),
+            capacity_transitions=-(-self.replay.capacity_transitions // self.replay.num_shards),
             env_weight=self.reward.sparse_weight,
-            learned_weight=learned,
+            learned_weight=self.reward.learned_weight if self.reward.frozen else 0.0,
             episode_steps=self.env.episode_steps,
         )
 

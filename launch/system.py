@@ -1,16 +1,18 @@
-"""Starting Ray and wiring the actors: who exists, what it may use, and what to say when it cannot start."""
+"""Starting Ray and wiring the actors: who exists, and what it may use."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from launch.cli import UsageError
 from launch.failures import get_or_explain
+from launch.placement import cluster_text, free_text, needs_of, not_running
 from launch.ray_access import ray_address
 from launch.settings import ClusterSettings, TrainSettings
 
@@ -19,14 +21,39 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class System:
-    """Handles of the actors of one run."""
+    """Handles of the actors of one run.
+
+    Attributes:
+        weights: The weight store.
+        shards: Replay shards.
+        rewards: Reward actors; none without a frozen reward.
+        learner: The learner.
+        rollouts: Rollout actors by slot; they may come and go (`launch.rollout_pool`).
+        evaluator: The evaluator.
+    """
 
     weights: Any
     shards: list[Any]
     rewards: list[Any]
     learner: Any
-    rollouts: list[Any]
+    rollouts: dict[int, Any]
     evaluator: Any
+
+    def by_name(self) -> dict[str, Any]:
+        """Handles by the actors' names."""
+        return {
+            "weights": self.weights,
+            "learner": self.learner,
+            "evaluator": self.evaluator,
+            **{f"replay-{i}": actor for i, actor in enumerate(self.shards)},
+            **{f"reward-{i}": actor for i, actor in enumerate(self.rewards)},
+            **{rollout_name(slot): actor for slot, actor in self.rollouts.items()},
+        }
+
+
+def rollout_name(slot: int) -> str:
+    """Name of the rollout actor of a slot."""
+    return f"rollout-{slot}"
 
 
 def start_ray(cluster: ClusterSettings, namespace: str) -> None:
@@ -58,45 +85,19 @@ def start_ray(cluster: ClusterSettings, namespace: str) -> None:
         ray.init(address, logging_level="warning", **common)
 
 
-def require_resources(settings: TrainSettings) -> None:
-    """Refuses a run that the cluster cannot hold, before anything waits for ever.
-
-    Raises:
-        UsageError: naming what is asked for, what there is, and which keys to lower.
-    """
-    cluster, rollouts = settings.cluster, settings.rollout.num_actors
-    rewards = cluster.num_reward_actors if settings.reward.frozen else 0
-    needed = {
-        "CPU": cluster.learner_cpus
-        + rollouts * cluster.rollout_cpus
-        + rewards * cluster.reward_cpus
-        + cluster.num_shards * cluster.shard_cpus
-        + cluster.evaluator_cpus,
-        "GPU": cluster.learner_gpus + rewards * cluster.reward_gpus,
-    }
-    there = ray.cluster_resources()
-    for resource, amount in needed.items():
-        if amount > there.get(resource, 0.0) + 1e-6:
-            raise UsageError(
-                f"too few {resource}s: {rollouts} rollout actors, {rewards} reward actors, "
-                f"{cluster.num_shards} shards, the learner and the evaluator ask for {amount:g} {resource}, the "
-                f"cluster has {there.get(resource, 0.0):g}. Lower rollout.num_actors or the cluster.*_"
-                f"{resource.lower()}s keys, or add nodes"
-            )
-
-
 # A dead reward actor or shard is replaced and its calls are repeated by Ray; the other actors are replaced too, but
 # the driver decides what to do about a call that was lost.
 RETRIED = {"max_restarts": -1, "max_task_retries": -1}
 RESTARTED = {"max_restarts": -1, "max_task_retries": 0}
 
 
-def build_system(settings: TrainSettings, folder: Path) -> System:
+def build_system(settings: TrainSettings, folder: Path, on_event: Callable[[str], None] = print) -> System:
     """Creates every actor and waits until all answer.
 
     Args:
         settings: Everything configurable.
         folder: Run folder (replay shards live in it).
+        on_event: Called with a sentence when actors wait for resources that the cluster does not have.
 
     Raises:
         RuntimeError: naming the actor that does not start, and why.
@@ -108,10 +109,10 @@ def build_system(settings: TrainSettings, folder: Path) -> System:
         shards=_shards(settings, folder),
         rewards=_rewards(settings) if settings.reward.frozen else [],
         learner=_learner(settings),
-        rollouts=_rollouts(settings),
+        rollouts={slot: make_rollout(settings, slot) for slot in range(settings.rollout.first_actors)},
         evaluator=_evaluator(settings),
     )
-    _wait_until_ready(system, settings.cluster.start_timeout_s)
+    _wait_until_ready(system, settings, on_event)
     return system
 
 
@@ -120,14 +121,20 @@ def _shards(settings: TrainSettings, folder: Path) -> list[Any]:
 
     return [
         ray.remote(ReplayShard)
-        .options(name=f"replay-{i}", num_cpus=settings.cluster.shard_cpus, max_concurrency=1, **RETRIED)
+        .options(
+            name=f"replay-{i}",
+            num_cpus=settings.cluster.shard_cpus,
+            max_concurrency=1,
+            scheduling_strategy=_strategy(settings.cluster),
+            **RETRIED,
+        )
         .remote(
             str(folder / "replay" / f"shard_{i}"),
             asdict(settings.replay_config),
             settings.env.render.height_px,
             settings.env.action_dim,
         )
-        for i in range(settings.cluster.num_shards)
+        for i in range(settings.replay.num_shards)
     ]
 
 
@@ -152,7 +159,7 @@ def _rewards(settings: TrainSettings) -> list[Any]:
             num_threads=cluster.reward_threads,
             seed=settings.seed,
         )
-        for i in range(cluster.num_reward_actors)
+        for i in range(settings.reward.num_actors)
     ]
 
 
@@ -170,7 +177,7 @@ def _learner(settings: TrainSettings) -> Any:
             agent=asdict(settings.agent),
             bonus=asdict(settings.bonus_config),
             learner=asdict(settings.learner),
-            shards=[f"replay-{i}" for i in range(cluster.num_shards)],
+            shards=[f"replay-{i}" for i in range(settings.replay.num_shards)],
             weight_store="weights",
             seed=settings.seed,
             device="cuda" if cluster.learner_gpus > 0 else "cpu",
@@ -195,13 +202,19 @@ def _acting(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _rollouts(settings: TrainSettings) -> list[Any]:
+def make_rollout(settings: TrainSettings, slot: int) -> Any:
+    """Creates the rollout actor of a slot."""
     from actors.rollout_actor import RolloutActor
 
     agent = settings.agent
-    return [
+    return (
         ray.remote(RolloutActor)
-        .options(name=f"rollout-{i}", num_cpus=settings.cluster.rollout_cpus, **RESTARTED)
+        .options(
+            name=rollout_name(slot),
+            num_cpus=settings.cluster.rollout_cpus,
+            scheduling_strategy=_strategy(settings.cluster),
+            **RESTARTED,
+        )
         .remote(
             **_acting(settings),
             weight_refresh_steps=settings.rollout.weight_refresh_steps,
@@ -210,10 +223,14 @@ def _rollouts(settings: TrainSettings) -> list[Any]:
             stddev_end=agent.stddev_end,
             stddev_duration_steps=agent.stddev_duration_steps,
             dense=settings.reward.environment == "dense",
-            egl_device=_egl_device(settings.cluster, i),
+            egl_device=_egl_device(settings.cluster, slot),
         )
-        for i in range(settings.rollout.num_actors)
-    ]
+    )
+
+
+def _strategy(cluster: ClusterSettings) -> str:
+    """Ray's scheduling strategy of the actors that there are many of."""
+    return "SPREAD" if cluster.spread else "DEFAULT"
 
 
 def _evaluator(settings: TrainSettings) -> Any:
@@ -222,7 +239,7 @@ def _evaluator(settings: TrainSettings) -> Any:
     return (
         ray.remote(EvaluatorActor)
         .options(name="evaluator", num_cpus=settings.cluster.evaluator_cpus, **RESTARTED)
-        .remote(**_acting(settings), egl_device=_egl_device(settings.cluster, settings.rollout.num_actors))
+        .remote(**_acting(settings), egl_device=_egl_device(settings.cluster, settings.rollout.first_actors))
     )
 
 
@@ -230,16 +247,34 @@ def _egl_device(cluster: ClusterSettings, number: int) -> int | None:
     return cluster.egl_devices[number % len(cluster.egl_devices)] if cluster.egl_devices else None
 
 
-def _wait_until_ready(system: System, timeout_s: float) -> None:
-    named = [
-        ("the weight store", system.weights),
-        ("the learner", system.learner),
-        ("the evaluator", system.evaluator),
-    ]
-    named += [(f"replay shard {i}", actor) for i, actor in enumerate(system.shards)]
-    named += [(f"reward actor {i}", actor) for i, actor in enumerate(system.rewards)]
-    named += [(f"rollout actor {i}", actor) for i, actor in enumerate(system.rollouts)]
-    pings = [(name, actor.ping.remote()) for name, actor in named]
-    for name, ping in pings:
-        free = ", ".join(f"{k} {v:g}" for k, v in ray.available_resources().items() if k in ("CPU", "GPU"))
-        get_or_explain(ping, name, timeout_s, f"free resources now: {free or 'none'}; see the Ray logs")
+def _wait_until_ready(system: System, settings: TrainSettings, on_event: Callable[[str], None]) -> None:
+    """Waits for the resources of all actors, then for their constructors."""
+    _wait_for_nodes(settings, on_event)
+    for name, actor in system.by_name().items():
+        hint = f"its constructor has not returned; the cluster has {cluster_text()}; see the Ray logs"
+        get_or_explain(actor.ping.remote(), name, settings.cluster.start_timeout_s, hint)
+
+
+def _wait_for_nodes(settings: TrainSettings, on_event: Callable[[str], None]) -> None:
+    """Waits until every actor has a node, and says what is missing while it waits.
+
+    Raises:
+        RuntimeError: naming what found no node within the time allowed.
+    """
+    cluster = settings.cluster
+    started_s = time.monotonic()
+    # A run that may not wait was refused before if the cluster is too small; others may have what it has.
+    patience_s = max(cluster.wait_for_resources_s, cluster.start_timeout_s)
+    reported = False
+    while left := not_running().without_node:
+        waited_s = time.monotonic() - started_s
+        needs = ", ".join(str(need) for need in needs_of(settings) if need.name in left)
+        text = f"no node for {needs} after {waited_s:.0f} s; the cluster has {cluster_text()}, {free_text()} of it free"
+        if waited_s > patience_s:
+            raise RuntimeError(
+                f"{text}. Wait longer for nodes with cluster.wait_for_resources_s=..., or ask for less"
+            )
+        if waited_s > cluster.report_unplaced_after_s and not reported:
+            on_event(f"{text}; waiting up to {patience_s:.0f} s")
+            reported = True
+        time.sleep(0.2)

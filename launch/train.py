@@ -129,7 +129,8 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
     from launch.coordinator import Coordinator
     from launch.interrupts import StopFlag
     from launch.metrics import MetricsLog
-    from launch.system import build_system, require_resources, start_ray
+    from launch.placement import require_resources
+    from launch.system import build_system, start_ray
 
     view = TrainingView(
         f"{settings.env.task}  reward={settings.reward.name}  {folder.path}", settings.console
@@ -139,7 +140,7 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
         stop = StopFlag()  # After Ray, which puts its own handler on SIGTERM.
         require_resources(settings)
         view.event(f"Ray is up with {ray.cluster_resources().get('CPU', 0):g} CPUs; starting actors")
-        system = build_system(settings, folder.path)
+        system = build_system(settings, folder.path, view.event)
         gl = ray.get(system.rollouts[0].describe_gl.remote())
         view.event(
             f"rendering with {gl['renderer']}" + (f". WARNING: {gl['warning']}" if gl["warning"] else "")

@@ -23,6 +23,10 @@ SETTLE_TIMEOUT_S = 30.0
 LOCAL_ATTEMPTS = 3  # the rows of a draw are reused while it is read; then the shard itself is asked
 
 
+class LearnerRestartedError(RuntimeError):
+    """A call was meant for the learner before it was restarted."""
+
+
 class RayShards:
     """Draws from replay shards, named so that a restarted learner finds them again.
 
@@ -163,7 +167,7 @@ class LearnerActor:
             batches since the actor started.
 
         Raises:
-            RuntimeError: if another number of updates is done than expected.
+            LearnerRestartedError: if another number of updates is done than expected.
         """
         with self._busy:
             self._check_updates(expected_updates)
@@ -179,7 +183,7 @@ class LearnerActor:
 
     def _check_updates(self, expected_updates: int | None) -> None:
         if expected_updates is not None and expected_updates != self._learner.updates:
-            raise RuntimeError(
+            raise LearnerRestartedError(
                 f"the learner (state {self._state!r}) has done {self._learner.updates} updates, the caller expects "
                 f"{expected_updates}; it was probably restarted: load the last checkpoint into it"
             )
@@ -188,9 +192,14 @@ class LearnerActor:
         if self._learner.updates % self._config.publish_every_updates == 0:
             self._store.publish(*self._learner.weights())
 
-    def publish(self) -> int:
-        """Publishes the present weights; returns their version."""
+    def publish(self, expected_updates: int | None = None) -> int:
+        """Publishes the present weights; returns their version.
+
+        Raises:
+            LearnerRestartedError: if another number of updates is done than expected (see `run_updates`).
+        """
         with self._busy:
+            self._check_updates(expected_updates)
             version, weights = self._learner.weights()
             self._store.publish(version, weights)
             self._store.settle()
@@ -204,7 +213,7 @@ class LearnerActor:
         """Writes a checkpoint into an existing folder; returns the file's path.
 
         Raises:
-            RuntimeError: if another number of updates is done than expected (see `run_updates`).
+            LearnerRestartedError: if another number of updates is done than expected (see `run_updates`).
         """
         with self._busy:
             self._check_updates(expected_updates)

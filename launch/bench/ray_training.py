@@ -17,7 +17,8 @@ from launch.console import TrainingView
 from launch.coordinator import Coordinator
 from launch.interrupts import StopFlag
 from launch.metrics import MetricsLog
-from launch.system import build_system, require_resources, start_ray
+from launch.placement import require_resources
+from launch.system import build_system, start_ray
 
 
 class Usage(NamedTuple):
@@ -101,11 +102,7 @@ class RayTraining:
 
     def usage(self) -> dict[str, Usage]:
         """What the driver and every actor have used so far."""
-        system = self._coordinator.system
-        actors = {f"rollout {i}": actor for i, actor in enumerate(system.rollouts)}
-        actors |= {f"reward {i}": actor for i, actor in enumerate(system.rewards)}
-        actors |= {f"replay {i}": actor for i, actor in enumerate(system.shards)}
-        actors |= {"learner": system.learner, "weights": system.weights}
+        actors = self._coordinator.system.by_name()
         answers = ray.get([actor.__ray_call__.remote(process_usage) for actor in actors.values()])
         return {"driver": process_usage(None), **dict(zip(actors, answers))}
 

@@ -22,6 +22,8 @@ class BenchSettings:
         checkpoint: Trained video model, for the part that judges videos; None where none is given.
         data: Folder with its videos.
         episodes: Held-out videos of each kind to judge, 1 or more.
+        minutes: How long the part that kills processes trains, above 0.
+        kill_every_s: Mean time between two kills; 0 for none.
     """
 
     rounds: int
@@ -34,6 +36,8 @@ class BenchSettings:
     checkpoint: Path | None = None
     data: Path | None = None
     episodes: int = 4
+    minutes: float = 10.0
+    kill_every_s: float = 20.0
 
     def wants(self, peer: str) -> bool:
         """Whether a peer was asked for."""

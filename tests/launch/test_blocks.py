@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from launch import blocks
 from launch.blocks import Block, BlockPipeline
@@ -30,7 +31,7 @@ class FakeActor:
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    system = SimpleNamespace(rollouts=[FakeActor(), FakeActor()], rewards=[], shards=[FakeActor()])
+    system = SimpleNamespace(rollouts={0: FakeActor(), 1: FakeActor()}, rewards=[], shards=[FakeActor()])
     done = []
     made = BlockPipeline(
         system,
@@ -69,9 +70,34 @@ def test_the_least_busy_actor_gets_the_next_block(pipeline):
     assert pipeline.slots() == [0, 0, 1]
 
 
+def test_a_lost_block_goes_to_whoever_can_work_after_a_while(pipeline, monkeypatch):
+    events, now_s = [], [100.0]
+    pipeline.made._on_event = events.append
+    monkeypatch.setattr(blocks.time, "monotonic", lambda: now_s[0])
+    pipeline.made.start(0, 100)
+    (done,) = pipeline.made.in_flight
+
+    def dead(_refs):
+        raise ray.exceptions.ActorUnavailableError("gone", None)
+
+    monkeypatch.setattr(blocks.ray, "get", dead)
+    pipeline.made.handle(done)
+    assert events == ["block b0000007 is rolled out again after a process died (ActorUnavailableError)"]
+    assert (
+        pipeline.made.steps_in_flight == 100
+    )  # still counted: the limiter must not start another in its place
+    pipeline.made.repeat_lost()
+    assert pipeline.slots() == []
+    now_s[0] += blocks.RETRY_AFTER_S
+    pipeline.made.idle = {0}
+    pipeline.made.repeat_lost()
+    assert pipeline.slots() == [1]
+    assert [block.block_id for block in pipeline.made.in_flight.values()] == ["b0000007"]
+
+
 def test_agent_steps_never_fall_when_acknowledgements_are_handled_out_of_order():
     coordinator = Coordinator.__new__(Coordinator)
-    coordinator._shard_steps = [200, 0]
+    coordinator._shard_stats = [{"total_inserted_steps": 200}, {"total_inserted_steps": 0}]
     coordinator._recent = SimpleNamespace(add=lambda *_: None)
     for number, total in ((3, 400), (2, 300)):
         block = Block(f"b{number:07d}", slot=0, shard=0, global_agent_steps=0, episodes=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from launch import learner_link
 from launch.learner_link import LearnerLink
@@ -42,3 +43,40 @@ def test_answers_of_two_calls_may_come_in_either_order(monkeypatch, order):
     link.start(5, agent_steps=110)  # expected = 50, whichever answer is still to come
     link.handle(calls[order[1]])
     assert (link.updates, link.updates_in_flight) == (50, 5)
+
+
+class MortalLearner:
+    """A learner whose process died after `done` updates; what it is now says `state`."""
+
+    def __init__(self, state: str, done: int) -> None:
+        self.loaded: list[str] = []
+        self.ping = SimpleNamespace(remote=lambda: Answer({"state": state, "updates": done}))
+        self.load = SimpleNamespace(remote=lambda path: self.loaded.append(path) or Answer(30))
+        self.run_updates = SimpleNamespace(remote=lambda *_: Answer({}))
+
+
+@pytest.mark.parametrize(
+    ("state", "done", "loaded", "updates"),
+    [("fresh", 0, ["step_1"], 30), ("ready", 57, [], 57)],
+)
+def test_a_learner_that_failed_goes_on_from_its_checkpoint_or_from_its_own_count(
+    monkeypatch, state, done, loaded, updates
+):
+    actor, events = MortalLearner(state, done), []
+    folder = SimpleNamespace(latest_checkpoint=lambda: "step_1")
+    link = LearnerLink(actor, folder, on_recovery=events.append)
+    link.start(20, agent_steps=100)
+    (call,) = link.in_flight
+
+    def get(ref, **_):
+        if ref is call:
+            raise ray.exceptions.ActorDiedError
+        return ref.value
+
+    monkeypatch.setattr(learner_link.ray, "get", get)
+    monkeypatch.setattr(learner_link.ray, "wait", lambda refs, **_: (refs, []))
+    link.handle(call)
+    assert (actor.loaded, link.updates, link.updates_in_flight) == (loaded, updates, 0)
+    assert events == [
+        f"learner restarted after a process died (ActorDiedError); continues at update {updates}"
+    ]

@@ -92,7 +92,7 @@ def test_race_against_ray_does_equal_work(monkeypatch):
         "episodes_rolled_out_and_scored_of_each_side": 4,
         "peer_threads": 1,
     }
-    assert {"driver", "learner", "rollout 0", "reward 0", "replay 0"} <= set(ours.values)
+    assert {"driver", "learner", "rollout-0", "reward-0", "replay-0"} <= set(ours.values)
     assert 0 < ours.values["learner"] < 4
     assert sum(theirs.values.values()) == pytest.approx(1, abs=0.1)
 

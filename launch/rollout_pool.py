@@ -1,0 +1,84 @@
+"""The rollout actors of a run, whose number may follow the cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from launch.placement import EPSILON, free_resources
+from launch.settings import RolloutSettings
+
+GIVE_UP_AFTER_S = 15.0
+GROW_EVERY_S = 5.0  # Free resources are reported with a delay: what was just asked for must be counted.
+
+
+class RolloutPool:
+    """Adds and removes rollout actors with `rollout.num_actors=auto`; else leaves them alone.
+
+    It grows into CPUs that are free, node by node, and gives up actors that have waited for a node for a while: their
+    node is gone, or somebody else was faster.
+
+    Args:
+        handles: Rollout actors by slot, changed in place.
+        settings: Number of actors.
+        cpus: CPUs of one actor, above 0.
+        make: Creates the actor of a slot.
+        free: Free resources of each node.
+    """
+
+    def __init__(
+        self,
+        handles: dict[int, Any],
+        settings: RolloutSettings,
+        cpus: float,
+        make: Callable[[int], Any],
+        free: Callable[[], Sequence[dict[str, float]]] = free_resources,
+    ) -> None:
+        self._handles, self._settings, self._cpus = handles, settings, cpus
+        self._make, self._free = make, free
+        self._next_slot = 1 + max(handles, default=-1)
+        self._waiting_since_s: dict[int, float] = {}
+        self._grown_s = time.monotonic()
+
+    def adjust(self, without_node: set[int], now_s: float) -> list[str]:
+        """Shrinks and grows.
+
+        Args:
+            without_node: Slots whose actor has no node.
+            now_s: Monotonic time.
+
+        Returns:
+            What happened, a sentence each.
+        """
+        if not self._settings.is_auto:
+            return []
+        events = self._shrink(without_node, now_s)
+        if now_s - self._grown_s >= GROW_EVERY_S:
+            self._grown_s = now_s
+            events += self._grow(len(without_node & self._handles.keys()))
+        return events
+
+    def _shrink(self, without_node: set[int], now_s: float) -> list[str]:
+        self._waiting_since_s = {
+            slot: self._waiting_since_s.get(slot, now_s) for slot in without_node if slot in self._handles
+        }
+        too_long = [slot for slot, since in self._waiting_since_s.items() if now_s - since > GIVE_UP_AFTER_S]
+        for slot in too_long:
+            ray.kill(self._handles.pop(slot), no_restart=True)
+        if not too_long:
+            return []
+        return [f"{len(too_long)} rollout actors without a node given up: {len(self._handles)} left"]
+
+    def _grow(self, waiting: int) -> list[str]:
+        room = sum(int((node.get("CPU", 0.0) + EPSILON) / self._cpus) for node in self._free()) - waiting
+        if self._settings.max_actors is not None:
+            room = min(room, self._settings.max_actors - len(self._handles))
+        if not self._handles:
+            room = max(room, 1)  # Somebody has to wait for the next node.
+        for _ in range(room):
+            self._handles[self._next_slot] = self._make(self._next_slot)
+            self._next_slot += 1
+        return [f"{room} more rollout actors for free CPUs: {len(self._handles)} now"] if room > 0 else []

@@ -1,0 +1,107 @@
+"""Looks after actors that Ray cannot place: says which, keeps work away from them, gives up when it is hopeless."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from launch.blocks import BlockPipeline
+from launch.placement import NotRunning, cluster_text, needs_of, not_running, rollout_need
+from launch.rollout_pool import RolloutPool
+from launch.settings import TrainSettings
+from launch.system import System, make_rollout, rollout_name
+
+LOOK_EVERY_S = 2.0
+# For an actor that there is one of; of rollout actors a run may have fewer. A lost node that comes back takes a minute or two.
+PATIENCE_S = 120.0
+
+
+class Supervisor:
+    """Asks Ray every other second which actors are not running.
+
+    Args:
+        settings: Everything configurable.
+        system: Actor handles; rollout actors are added and removed with `rollout.num_actors=auto`.
+        on_event: Called with a sentence for the console and metrics.jsonl.
+        look: What asks Ray.
+
+    Attributes:
+        down: The actors that are not running, at the last look.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        system: System,
+        on_event: Callable[[str], None],
+        look: Callable[[], NotRunning] = not_running,
+    ) -> None:
+        self._system, self._on_event, self._ask = system, on_event, look
+        self._report_after_s = settings.cluster.report_unplaced_after_s
+        self._patience_s = max(PATIENCE_S, settings.cluster.wait_for_resources_s)
+        self._needs = {need.name: need for need in needs_of(settings)}
+        self._rollout_need = lambda slot: rollout_need(settings, slot)
+        self._pool = RolloutPool(
+            system.rollouts,
+            settings.rollout,
+            settings.cluster.rollout_cpus,
+            lambda slot: make_rollout(settings, slot),
+        )
+        self.down = NotRunning()
+        self._looked_s = 0.0
+        self._since_s: dict[str, float] = {}
+        self._reported: set[str] = set()
+
+    def look(self, blocks: BlockPipeline | None = None, now: bool = False) -> None:
+        """Looks, unless it has just done so.
+
+        Args:
+            blocks: Told which rollout actors can work.
+            now: Look in any case.
+
+        Raises:
+            RuntimeError: if an actor that training cannot go on without has waited for its resources for too long.
+        """
+        now_s = time.monotonic()
+        if not now and now_s - self._looked_s < LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        self.down = self._ask()
+        slots = {rollout_name(slot): slot for slot in self._system.rollouts}
+        for event in self._pool.adjust({slots[n] for n in self.down.without_node if n in slots}, now_s):
+            self._on_event(event)
+        if blocks is not None:
+            started = self._system.rollouts.keys() - set(slots.values())
+            blocks.idle = {slots[name] for name in self.down.names if name in slots} | started
+        self._report(now_s)
+
+    def _report(self, now_s: float) -> None:
+        """Names actors that wait, once each time, and says when they run again."""
+        waiting = self.down.without_node
+        self._since_s = {name: self._since_s.get(name, now_s) for name in waiting}
+        for name in sorted(self._reported - waiting):
+            self._on_event(f"{name} has a node again")
+        self._reported &= waiting
+        late = [n for n in sorted(waiting) if now_s - self._since_s[n] > self._report_after_s]
+        for name in late:
+            if name not in self._reported:
+                self._on_event(self._text(name, now_s - self._since_s[name]))
+                self._reported.add(name)
+        for name in late:
+            if now_s - self._since_s[name] > self._patience_s and not name.startswith("rollout-"):
+                raise RuntimeError(
+                    f"{self._text(name, self._patience_s)}. Add nodes or ask for less, then go on with resume="
+                )
+
+    def _text(self, name: str, waited_s: float) -> str:
+        need = self._needs.get(name) or self._rollout_need(0)
+        return (
+            f"{name} has waited {waited_s:.0f} s for a node with {need.resources}; the cluster has {cluster_text()}. "
+            f"{self._meanwhile(name)}"
+        )
+
+    def _meanwhile(self, name: str) -> str:
+        if not name.startswith("rollout-"):
+            return f"Training waits for it, {self._patience_s:.0f} s at most"
+        running = sum(rollout_name(slot) not in self.down.names for slot in self._system.rollouts)
+        return f"Training goes on with {running} rollout actors"

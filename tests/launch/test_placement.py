@@ -1,0 +1,157 @@
+"""Which actors find a node, and what a run says about those that do not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from launch import placement, rollout_pool, supervisor
+from launch.cli import UsageError, compose
+from launch.placement import Need, NotRunning, needs_of, require_resources, unplaced
+from launch.rollout_pool import GIVE_UP_AFTER_S, GROW_EVERY_S, RolloutPool
+from launch.settings import RolloutSettings, train_settings
+from launch.supervisor import Supervisor
+
+
+def settings(*overrides: str):
+    return train_settings(compose("train", ["reward=sparse", *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "left"),
+    [
+        ([{"CPU": 4, "GPU": 1}], []),
+        ([{"CPU": 2}, {"CPU": 2, "GPU": 1}], []),
+        ([{"CPU": 4}], ["learner"]),  # enough CPUs, no GPU
+        ([{"CPU": 1, "GPU": 1}, {"CPU": 1}, {"CPU": 1}, {"CPU": 1}], ["learner"]),  # 4 CPUs, on no node 2
+        ([{"CPU": 3, "GPU": 1}], ["b"]),
+        ([], ["learner", "a", "b"]),
+    ],
+)
+def test_actors_are_placed_node_by_node(nodes, left):
+    needs = [Need("a", 1), Need("learner", 2, 1), Need("b", 1)]
+    assert [need.name for need in unplaced(needs, nodes)] == left
+
+
+def test_every_actor_is_counted():
+    given = settings("reward=diffusion", "reward.checkpoint=x", "reward.num_actors=2", "replay.num_shards=3")
+    names = [need.name for need in needs_of(given)]
+    assert names == [
+        "learner",
+        "reward-0",
+        "reward-1",
+        "replay-0",
+        "replay-1",
+        "replay-2",
+        "evaluator",
+        "rollout-0",
+    ]
+    assert len(needs_of(settings("cluster=multi_node"))) == 5  # auto begins with one rollout actor
+
+
+def test_a_run_that_does_not_fit_is_refused_by_name(monkeypatch):
+    nodes = [{"CPU": 2.0}, {"CPU": 0.5, "GPU": 1.0}]
+    monkeypatch.setattr(placement, "node_resources", lambda: nodes)
+    require_resources(settings("rollout.num_actors=2"))
+    with pytest.raises(UsageError) as refused:
+        require_resources(settings("rollout.num_actors=9"))
+    message = str(refused.value)
+    assert "of 12 actors there is no room for rollout-" in message
+    assert "(0.5 CPU)" in message and "and 4 more" in message
+    assert "the cluster has 2 nodes: 2 CPU; 0.5 CPU, 1 GPU" in message
+    require_resources(settings("rollout.num_actors=9", "cluster.wait_for_resources_s=1"))
+
+
+class Cluster:
+    """Free CPUs of nodes, taken by the actors that a pool makes."""
+
+    def __init__(self, *free: float) -> None:
+        self.free = [{"CPU": cpus} for cpus in free]
+        self.killed: list[str] = []
+
+    def make(self, slot: int) -> str:
+        node = next(node for node in self.free if node["CPU"] >= 1)
+        node["CPU"] -= 1
+        return f"actor {slot}"
+
+    def pool(self, monkeypatch, handles, **rollout) -> RolloutPool:
+        monkeypatch.setattr(rollout_pool.ray, "kill", lambda handle, no_restart: self.killed.append(handle))
+        monkeypatch.setattr(rollout_pool.time, "monotonic", lambda: 0.0)
+        return RolloutPool(handles, RolloutSettings(**rollout), 1.0, self.make, lambda: self.free)
+
+
+def test_the_pool_grows_into_free_cpus_of_each_node(monkeypatch):
+    cluster, handles = Cluster(2.5, 0.9, 1.0), {0: "actor 0"}
+    pool = cluster.pool(monkeypatch, handles, num_actors="auto")
+    assert pool.adjust(set(), GROW_EVERY_S - 1) == []
+    assert pool.adjust(set(), GROW_EVERY_S) == ["3 more rollout actors for free CPUs: 4 now"]
+    assert pool.adjust(set(), 3 * GROW_EVERY_S) == []
+    cluster.free.append({"CPU": 8.0})
+    assert pool.adjust({3}, 5 * GROW_EVERY_S) == [
+        "7 more rollout actors for free CPUs: 11 now"
+    ]  # one waits for a CPU
+    assert sorted(handles) == list(range(11))
+
+
+def test_the_pool_keeps_to_its_limit_and_a_fixed_number_to_itself(monkeypatch):
+    cluster, handles = Cluster(9.0), {0: "actor 0"}
+    pool = cluster.pool(monkeypatch, handles, num_actors="auto", max_actors=3)
+    pool.adjust(set(), GROW_EVERY_S)
+    assert len(handles) == 3
+    fixed = {0: "actor 0"}
+    assert cluster.pool(monkeypatch, fixed, num_actors=1).adjust({0}, 1000.0) == []
+    assert fixed == {0: "actor 0"} and cluster.killed == []
+
+
+def test_the_pool_gives_up_actors_whose_node_is_gone(monkeypatch):
+    cluster, handles = Cluster(0.0), {0: "actor 0", 1: "actor 1", 2: "actor 2"}
+    pool = cluster.pool(monkeypatch, handles, num_actors="auto")
+    assert pool.adjust({1, 2}, 10.0) == []
+    assert pool.adjust({2}, 10.0 + GIVE_UP_AFTER_S) == []
+    assert pool.adjust({1, 2}, 11.0 + GIVE_UP_AFTER_S) == ["1 rollout actors without a node given up: 2 left"]
+    assert (cluster.killed, sorted(handles)) == (["actor 2"], [0, 1])  # 1 had a node in between
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """A supervisor of a run with two rollout actors, its clock, and what Ray would answer."""
+    state = SimpleNamespace(now_s=100.0, down=NotRunning(), events=[])
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: state.now_s)
+    monkeypatch.setattr(supervisor, "cluster_text", lambda: "1 node: 2 CPU")
+    system = SimpleNamespace(rollouts={0: "a", 1: "b"})
+    given = settings("rollout.num_actors=2", "cluster.rollout_cpus=1")
+    state.made = Supervisor(given, system, state.events.append, lambda: state.down)
+    state.blocks = SimpleNamespace(idle=set())
+
+    def look(seconds: float, *without_node: str, starting: tuple[str, ...] = ()) -> list[str]:
+        state.now_s += seconds
+        state.down = NotRunning(frozenset([*without_node, *starting]), frozenset(without_node))
+        state.events.clear()
+        state.made.look(state.blocks)
+        return list(state.events)
+
+    state.look = look
+    return state
+
+
+def test_an_actor_that_waits_is_named_once_and_gets_no_blocks(watched):
+    assert watched.look(3, "rollout-1", starting=("rollout-0",)) == []
+    assert watched.blocks.idle == {0, 1}
+    assert watched.look(19, "rollout-1") == []
+    assert watched.blocks.idle == {1}
+    assert watched.look(3, "rollout-1") == [
+        "rollout-1 has waited 22 s for a node with 1 CPU; the cluster has 1 node: 2 CPU. Training goes on with 1 rollout actors"
+    ]
+    assert watched.look(300, "rollout-1") == []
+    assert watched.look(3) == ["rollout-1 has a node again"]
+    assert watched.blocks.idle == set()
+
+
+def test_a_run_without_its_learner_ends_in_an_error_and_not_in_silence(watched):
+    watched.look(3, "learner")
+    assert watched.look(25, "learner") == [
+        "learner has waited 25 s for a node with 1 CPU; the cluster has 1 node: 2 CPU. Training waits for it, 120 s at most"
+    ]
+    with pytest.raises(RuntimeError, match=r"learner has waited 120 s .* go on with resume="):
+        watched.look(100, "learner")
