@@ -90,13 +90,7 @@ class LearnerLink:
         Raises:
             RuntimeError: if the learner does not answer or cannot save.
         """
-        while self.in_flight:
-            ready, _ = ray.wait(list(self.in_flight), num_returns=1, timeout=ANSWER_TIMEOUT_S)
-            if not ready:
-                raise RuntimeError(
-                    f"the learner did not answer within {ANSWER_TIMEOUT_S:.0f} s; is Ray still running?"
-                )
-            self.handle(ready[0])
+        self._settle()
         for attempt in range(3):
             try:
                 ray.get(self._actor.save.remote(str(folder), self.updates), timeout=ANSWER_TIMEOUT_S)
@@ -105,6 +99,19 @@ class LearnerLink:
                 if attempt == 2:
                     raise RuntimeError(f"cannot save a checkpoint: {describe(error)}") from error
                 self._recover(error)
+
+    def _settle(self) -> None:
+        """Takes the results of all calls in flight; the learner itself may have to wait for a replay shard that died."""
+        deadline_s = time.monotonic() + self._recovery_timeout_s
+        while self.in_flight:
+            ready, _ = ray.wait(list(self.in_flight), num_returns=1, timeout=LOOK_EVERY_S)
+            self._while_waiting()
+            if ready:
+                self.handle(ready[0])
+            elif time.monotonic() > deadline_s:
+                raise RuntimeError(
+                    f"the learner did not answer within {self._recovery_timeout_s:.0f} s; is Ray still running?"
+                )
 
     def publish(self) -> int:
         """Publishes the weights; returns their version."""

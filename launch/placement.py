@@ -148,8 +148,14 @@ def not_running() -> NotRunning:
         for state in ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING")
         for record in actor_table(None, job, state).values()
     ]
-    # With a node an actor has an address, even while its constructor runs.
+    # With a node an actor has an address, even while its constructor runs; without one it has none, or that of the raylet
+    # which looks for a place.
+    nowhere = {("", 0)} | {(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()}
     return NotRunning(
         frozenset(record["Name"] for record in records),
-        frozenset(record["Name"] for record in records if not record["Address"]["Port"]),
+        frozenset(
+            record["Name"]
+            for record in records
+            if (record["Address"]["IPAddress"], record["Address"]["Port"]) in nowhere
+        ),
     )

@@ -68,7 +68,9 @@ class Supervisor:
         self._looked_s = now_s
         self.down = self._ask()
         slots = {rollout_name(slot): slot for slot in self._system.rollouts}
-        for event in self._pool.adjust({slots[n] for n in self.down.without_node if n in slots}, now_s):
+        waiting = self.down.without_node
+        others_need_cpus = sum(self._needs[n].cpus for n in waiting if n in self._needs and n not in slots)
+        for event in self._pool.adjust({slots[n] for n in waiting if n in slots}, now_s, others_need_cpus):
             self._on_event(event)
         if blocks is not None:
             started = self._system.rollouts.keys() - set(slots.values())

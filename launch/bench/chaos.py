@@ -220,10 +220,15 @@ def process_id(handle: Any) -> int:
 
 def memory_curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
     """Resident memory of each kind of process over the run, ten points, in MiB."""
-    names = sorted({name for row in rows for name in row if name.startswith("memory_")})
+    names = sorted({name for row in rows for name in row if name.endswith("_private_bytes")})
     chosen = rows[:: max(1, len(rows) // 10)]
     points = [
         {"wall_s": row["wall_s"], **{name: row[name] / 2**20 for name in names if row.get(name) is not None}}
         for row in chosen
     ]
-    return Curve("memory in MiB", "wall_s", points, "Of a kind with several processes the largest.")
+    return Curve(
+        "memory in MiB",
+        "wall_s",
+        points,
+        "Without mapped files and shared memory; of a kind with several processes the largest.",
+    )

@@ -17,9 +17,7 @@ from tests.launch.test_training import SMALL, rows, start, stored_ids, wait_unti
 
 NODE = {"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
 SHARES = [
-    *(f"cluster.{who}_cpus=0.25" for who in ("learner", "rollout", "evaluator")),
-    "cluster.reward_cpus=0.125",
-    "cluster.shard_cpus=0.125",
+    *(f"cluster.{who}_cpus=0.125" for who in ("learner", "rollout", "evaluator", "reward", "shard")),
     "cluster.report_unplaced_after_s=2",
 ]
 
@@ -51,7 +49,7 @@ def events(run: Path) -> list[str]:
 def test_nodes_and_actors_die_and_come_and_nothing_is_lost(cluster, tiny, tmp_path):
     run = tmp_path / "run"
     first, second = (cluster.add_node(**NODE) for _ in range(2))
-    total = 6000
+    total = 4000
     process = start(
         *SMALL,
         *SHARES,
@@ -106,7 +104,7 @@ def test_what_cannot_be_placed_is_named(cluster, tmp_path):
     )
     assert refused.returncode == 2
     assert (
-        "there is no room for learner (0.25 CPU, 1 GPU); the cluster has 2 nodes: none; 1 CPU"
+        "there is no room for learner (0.125 CPU, 1 GPU); the cluster has 2 nodes: none; 1 CPU"
         in refused.stderr
     )
     waited = subprocess.run(
@@ -117,6 +115,6 @@ def test_what_cannot_be_placed_is_named(cluster, tmp_path):
         timeout=120,
     )
     assert waited.returncode == 2
-    assert "no node for learner (0.25 CPU, 1 GPU) after 2 s" in waited.stdout
-    assert "no node for learner (0.25 CPU, 1 GPU) after 4 s" in waited.stderr
+    assert "no node for learner (0.125 CPU, 1 GPU) after 2 s" in waited.stdout
+    assert "no node for learner (0.125 CPU, 1 GPU) after 4 s" in waited.stderr
     cluster.remove_node(node)

@@ -113,6 +113,17 @@ def test_the_pool_gives_up_actors_whose_node_is_gone(monkeypatch):
     assert (cluster.killed, sorted(handles)) == (["actor 2"], [0, 1])  # 1 had a node in between
 
 
+def test_the_pool_makes_room_for_others(monkeypatch):
+    cluster, handles = Cluster(0.0), {slot: f"actor {slot}" for slot in range(5)}
+    pool = cluster.pool(monkeypatch, handles, num_actors="auto")
+    events = pool.adjust({1}, GROW_EVERY_S, others_need_cpus=1.5)
+    assert events == ["3 rollout actors given up for other actors that wait: 2 left"]
+    assert cluster.killed == ["actor 1", "actor 4", "actor 3"]  # first the one that has no CPU to give
+    assert pool.adjust(set(), GROW_EVERY_S + 1, others_need_cpus=1.5) == []  # Ray needs a moment
+    pool.adjust(set(), 2 * GROW_EVERY_S, others_need_cpus=1.5)
+    assert sorted(handles) == [0]  # the last one stays
+
+
 @pytest.fixture
 def watched(monkeypatch):
     """A supervisor of a run with two rollout actors, its clock, and what Ray would answer."""
