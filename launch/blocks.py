@@ -6,6 +6,7 @@ them, and a failed block is rolled out again under the same id (inserting it twi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class Block:
         global_agent_steps: Agent steps submitted before this block, for the exploration schedule.
         episodes: Number of episodes.
         attempts: How often it was submitted.
+        started_s: When it was first submitted, by `time.monotonic()`.
     """
 
     block_id: str
@@ -44,6 +46,7 @@ class Block:
     global_agent_steps: int
     episodes: int
     attempts: int = 0
+    started_s: float = field(default_factory=time.monotonic)
     refs: tuple[Any, ...] = field(default=(), repr=False)
 
 

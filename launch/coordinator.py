@@ -20,7 +20,8 @@ from launch.metrics import MetricsLog
 from launch.run_folder import RunFolder
 from launch.settings import TrainSettings
 from launch.system import System
-from launch.windows import RateWindow, RecentEpisodes
+from launch.watching import StoredEpisodes, Watch
+from launch.windows import RateWindow, RecentEpisodes, update_ratio
 
 
 class Coordinator:
@@ -56,14 +57,16 @@ class Coordinator:
         self._logged_s = 0.0
         self._recent = RecentEpisodes(window=20)
         self._rates = RateWindow()
-        self._reward_stats: dict[str, float] = {}
+        self._watch = Watch(system)
 
     # ---- start
 
     def restore(self) -> None:
         """Brings counters and learner to where a resumed run stopped (a new run stays at zero)."""
         shards = self.system.shards
-        self._shard_steps = [s["total_inserted_steps"] for s in ray.get([s.stats.remote() for s in shards])]
+        stats = ray.get([s.stats.remote() for s in shards])
+        self._shard_steps = [s["total_inserted_steps"] for s in stats]
+        self._stored = StoredEpisodes(stats)
         # Not the last ones alone: blocks may be stored in another order than they were started in.
         stored = [block_number(name) for ids in ray.get([s.ids.remote() for s in shards]) for name in ids]
         checkpoint = self.folder.latest_checkpoint()
@@ -201,7 +204,9 @@ class Coordinator:
         # Two acknowledgements of one shard may be handled in either order; its total only grows.
         total = max(self._shard_steps[block.shard], acknowledgement["total_inserted_steps"])
         self._shard_steps[block.shard] = total
-        self._recent.add(meta, learned_returns)
+        self._stored.add(block.shard, acknowledgement, meta)
+        self._recent.add(meta, learned_returns, self.learner.updates)
+        self._watch.block_done(block.started_s)
 
     def _recovered(self, text: str) -> None:
         self.recoveries += 1
@@ -252,25 +257,20 @@ class Coordinator:
         elif not force and now_s - self._logged_s < self.settings.log_every_s:
             return
         self._logged_s = now_s
-        metrics = {**self._recent.metrics(), **self.learner.take_metrics(), "recoveries": self.recoveries}
-        rates = self._rates.update(self.log.wall_s(), self.agent_steps, self.learner.updates)
+        metrics = {
+            **self._recent.metrics(),
+            **self._stored.metrics(),
+            **update_ratio(self.agent_steps, self.learner.updates, self.limiter.min_steps),
+            **self.learner.take_metrics(),
+            "recoveries": self.recoveries,
+        }
         if not self._is_sync:
-            metrics |= {**rates, **self._reward_metrics(), "batch_wait_s": self.learner.batch_wait_s}
+            metrics |= self._rates.update(self.log.wall_s(), self.agent_steps, self.learner.updates)
+            metrics |= {**self._watch.metrics(last=force), "batch_wait_s": self.learner.batch_wait_s}
         self.log.row("train", self.counters(), metrics)
         shown = ("episode_success", "learned_return", "critic_loss", "agent_steps_per_s", "updates_per_s")
         view = {**self.counters(), **{k: metrics[k] for k in shown if k in metrics}}
         self.view.update(view, self.agent_steps / self.settings.total_agent_steps)
-
-    def _reward_metrics(self) -> dict[str, float]:
-        """Statistics of the reward actors, summed; the last known ones while an actor restarts."""
-        if not self.system.rewards:
-            return {}
-        try:
-            stats = ray.get([reward.stats.remote() for reward in self.system.rewards], timeout=5)
-        except ray.exceptions.RayError:
-            return self._reward_stats
-        self._reward_stats = {f"reward_{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]}
-        return self._reward_stats
 
     def _checkpoint(self) -> None:
         """Learner state, counters and limiter into a temporary folder, then one rename."""

@@ -96,6 +96,7 @@ class ClusterSettings:
         start_timeout_s: How long an actor may take to start before the run gives up.
         object_store_bytes: Size of a local Ray's object store, or None for Ray's default.
         include_dashboard: Whether a local Ray starts its dashboard.
+        metrics_port: Where a local Ray offers its metrics to Prometheus, or None for any free port.
     """
 
     address: str | None = None
@@ -115,11 +116,14 @@ class ClusterSettings:
     start_timeout_s: float = 120.0
     object_store_bytes: int | None = None
     include_dashboard: bool = False
+    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_shards", "rollout_threads", "reward_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.metrics_port is not None and not 1024 <= self.metrics_port <= 65535:
+            raise ValueError(f"metrics_port must be in [1024, 65535] or null, got {self.metrics_port}")
 
 
 @dataclass(frozen=True)

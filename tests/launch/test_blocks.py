@@ -72,7 +72,9 @@ def test_the_least_busy_actor_gets_the_next_block(pipeline):
 def test_agent_steps_never_fall_when_acknowledgements_are_handled_out_of_order():
     coordinator = Coordinator.__new__(Coordinator)
     coordinator._shard_steps = [200, 0]
-    coordinator._recent = SimpleNamespace(add=lambda *_: None)
+    coordinator._recent = coordinator._stored = SimpleNamespace(add=lambda *_: None)
+    coordinator._watch = SimpleNamespace(block_done=lambda _: None)
+    coordinator.learner = SimpleNamespace(updates=0)
     for number, total in ((3, 400), (2, 300)):
         block = Block(f"b{number:07d}", slot=0, shard=0, global_agent_steps=0, episodes=1)
         coordinator._block_done(block, {"total_inserted_steps": total}, {}, [])
