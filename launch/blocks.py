@@ -39,6 +39,7 @@ class Block:
         global_agent_steps: Agent steps submitted before this block, for the exploration schedule.
         episodes: Number of episodes.
         attempts: How often it was submitted.
+        started_s: When it was first submitted, by `time.monotonic()`.
     """
 
     block_id: str
@@ -47,6 +48,7 @@ class Block:
     global_agent_steps: int
     episodes: int
     attempts: int = 0
+    started_s: float = field(default_factory=time.monotonic)
     refs: tuple[Any, ...] = field(default=(), repr=False)
 
 

@@ -21,7 +21,8 @@ from launch.run_folder import RunFolder
 from launch.settings import TrainSettings
 from launch.supervisor import Supervisor
 from launch.system import System
-from launch.windows import RateWindow, RecentEpisodes
+from launch.watching import StoredEpisodes, Watch
+from launch.windows import RateWindow, RecentEpisodes, update_ratio
 
 
 class Coordinator:
@@ -47,7 +48,6 @@ class Coordinator:
     ) -> None:
         self.settings, self.system, self.folder = settings, system, folder
         self.log, self.view, self.stop = log, view, stop
-        self._shard_stats: list[Mapping[str, Any]] = []
         self.recoveries = 0
         self.limiter = settings.limiter
         self.supervisor = Supervisor(settings, system, self._event)
@@ -64,14 +64,14 @@ class Coordinator:
         self._logged_s = 0.0
         self._recent = RecentEpisodes(window=20)
         self._rates = RateWindow()
-        self._reward_stats: dict[str, float] = {}
+        self._watch = Watch(system)
 
     # ---- start
 
     def restore(self) -> None:
         """Brings counters and learner to where a resumed run stopped (a new run stays at zero)."""
         shards = self.system.shards
-        self._shard_stats = ray.get([s.stats.remote() for s in shards])
+        self._stored = StoredEpisodes(ray.get([shard.stats.remote() for shard in shards]))
         # Not the last ones alone: blocks may be stored in another order than they were started in.
         stored = [block_number(name) for ids in ray.get([s.ids.remote() for s in shards]) for name in ids]
         checkpoint = self.folder.latest_checkpoint()
@@ -134,7 +134,7 @@ class Coordinator:
     @property
     def agent_steps(self) -> int:
         """Agent steps acknowledged by the replay shards; theirs is the truth, over kills and resumes."""
-        return sum(stats["total_inserted_steps"] for stats in self._shard_stats)
+        return self._stored.agent_steps
 
     def _is_done(self) -> bool:
         budget_is_spent = self.agent_steps >= self.settings.total_agent_steps
@@ -220,10 +220,9 @@ class Coordinator:
         meta: Mapping[str, Any],
         learned_returns: Sequence[float],
     ) -> None:
-        # Two acknowledgements of one shard may be handled in either order; its total only grows.
-        if acknowledgement["total_inserted_steps"] > self._shard_stats[block.shard]["total_inserted_steps"]:
-            self._shard_stats[block.shard] = acknowledgement
-        self._recent.add(meta, learned_returns)
+        self._stored.add(block.shard, acknowledgement, meta)
+        self._recent.add(meta, learned_returns, self.learner.updates)
+        self._watch.block_done(block.started_s)
 
     def _block_lost(self, text: str) -> None:
         self._recovered(text)
@@ -283,25 +282,20 @@ class Coordinator:
         elif not force and now_s - self._logged_s < self.settings.log_every_s:
             return
         self._logged_s = now_s
-        metrics = {**self._recent.metrics(), **self.learner.take_metrics(), "recoveries": self.recoveries}
-        rates = self._rates.update(self.log.wall_s(), self.agent_steps, self.learner.updates)
+        metrics = {
+            **self._recent.metrics(),
+            **self._stored.metrics(),
+            **update_ratio(self.agent_steps, self.learner.updates, self.limiter.min_steps),
+            **self.learner.take_metrics(),
+            "recoveries": self.recoveries,
+        }
         if not self._is_sync:
-            metrics |= {**rates, **self._reward_metrics(), "batch_wait_s": self.learner.batch_wait_s}
+            metrics |= self._rates.update(self.log.wall_s(), self.agent_steps, self.learner.updates)
+            metrics |= {**self._watch.metrics(last=force), "batch_wait_s": self.learner.batch_wait_s}
         self.log.row("train", self.counters(), metrics)
         shown = ("episode_success", "learned_return", "critic_loss", "agent_steps_per_s", "updates_per_s")
         view = {**self.counters(), **{k: metrics[k] for k in shown if k in metrics}}
         self.view.update(view, self.agent_steps / self.settings.total_agent_steps)
-
-    def _reward_metrics(self) -> dict[str, float]:
-        """Statistics of the reward actors, summed; the last known ones while an actor restarts."""
-        if not self.system.rewards:
-            return {}
-        try:
-            stats = ray.get([reward.stats.remote() for reward in self.system.rewards], timeout=5)
-        except ray.exceptions.RayError:
-            return self._reward_stats
-        self._reward_stats = {f"reward_{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]}
-        return self._reward_stats
 
     def _checkpoint(self) -> None:
         """Learner state, counters and limiter into a temporary folder, then one rename."""
@@ -318,7 +312,7 @@ class Coordinator:
                     key: s[key]
                     for key in ("size_transitions", "total_inserted_episodes", "total_inserted_steps")
                 }
-                for s in self._shard_stats
+                for s in self._stored.shards
             ],
         }
         self.folder.commit_checkpoint(temporary, self.agent_steps, counters, self.settings.keep_checkpoints)

@@ -138,9 +138,12 @@ class LearnerLink:
             if checkpoint is None:
                 raise RuntimeError("the learner died before the first checkpoint") from error
             self.load(checkpoint)
+            self._on_recovery(
+                f"learner restarted after {describe(error)}; continues at update {self.updates}"
+            )
         else:  # It lives, and its count is the truth: a call that failed half-way may have done some updates.
             self.updates = int(answer["updates"])
-        self._on_recovery(f"learner restarted after {describe(error)}; continues at update {self.updates}")
+            self._on_recovery(f"learner goes on at update {self.updates} after {describe(error)}")
 
     def _wait_until_it_answers(self, error: BaseException) -> dict[str, Any]:
         deadline_s = time.monotonic() + self._recovery_timeout_s

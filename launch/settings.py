@@ -139,6 +139,7 @@ class ClusterSettings:
         report_unplaced_after_s: When an actor that waits for resources is named on the console and in metrics.jsonl.
         object_store_bytes: Size of a local Ray's object store, or None for Ray's default.
         include_dashboard: Whether a local Ray starts its dashboard.
+        metrics_port: Where a local Ray offers its metrics to Prometheus, or None for any free port.
     """
 
     address: str | None = None
@@ -159,6 +160,7 @@ class ClusterSettings:
     report_unplaced_after_s: float = 20.0
     object_store_bytes: int | None = None
     include_dashboard: bool = False
+    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("rollout_threads", "reward_threads"):
@@ -167,6 +169,8 @@ class ClusterSettings:
         for name in ("wait_for_resources_s", "report_unplaced_after_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.metrics_port is not None and not 1024 <= self.metrics_port <= 65535:
+            raise ValueError(f"metrics_port must be in [1024, 65535] or null, got {self.metrics_port}")
 
 
 @dataclass(frozen=True)

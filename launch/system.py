@@ -78,6 +78,7 @@ def start_ray(cluster: ClusterSettings, namespace: str) -> None:
             include_dashboard=cluster.include_dashboard,
             dashboard_host="127.0.0.1",
             object_store_memory=cluster.object_store_bytes,
+            _metrics_export_port=cluster.metrics_port,
             logging_level="warning",
             **common,
         )

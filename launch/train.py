@@ -130,6 +130,7 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
     from launch.interrupts import StopFlag
     from launch.metrics import MetricsLog
     from launch.placement import require_resources
+    from launch.ray_metrics import RayMetrics, endpoint
     from launch.system import build_system, start_ray
 
     view = TrainingView(
@@ -145,7 +146,9 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
         view.event(
             f"rendering with {gl['renderer']}" + (f". WARNING: {gl['warning']}" if gl["warning"] else "")
         )
-        log = MetricsLog(folder.path, wall_offset_s)
+        view.event(f"metrics for Prometheus at {endpoint()}")
+        tags = {"run": folder.path.name, "task": settings.env.task, "reward": settings.reward.name}
+        log = MetricsLog(folder.path, wall_offset_s, sink=RayMetrics(tags))
         try:
             outcome = Coordinator(settings, system, folder, log, view, stop).run()
         finally:

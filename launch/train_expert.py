@@ -201,6 +201,7 @@ class ExpertTraining:
         """
         from launch.metrics import MetricsLog
         from launch.progress import Progress
+        from launch.ray_metrics import RayMetrics
         from launch.sac import StateSAC
 
         self._settings, self._folder = settings, folder
@@ -222,7 +223,8 @@ class ExpertTraining:
         )
         if checkpoint is not None:
             self._sac.restore(checkpoint)
-        self._log = MetricsLog(folder.path, wall_offset_s)
+        tags = {"run": folder.path.name, "task": settings.env.task, "reward": "dense"}
+        self._log = MetricsLog(folder.path, wall_offset_s, sink=RayMetrics(tags))
         self._progress = Progress(self.verb, "agent steps")
         if checkpoint is not None:
             self._say(f"resumed at {self._steps:,} agent steps from {checkpoint}")

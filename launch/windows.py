@@ -19,18 +19,26 @@ class RecentEpisodes:
         self._env_returns: deque[float] = deque(maxlen=window)
         self._dense_returns: deque[float] = deque(maxlen=window)
         self._learned_returns: deque[float] = deque(maxlen=window)
+        self._weight_lags: deque[int] = deque(maxlen=window)
         self._weight_version = 0
         self._episodes = 0
         self._reported = 0
 
-    def add(self, meta: Mapping[str, Any], learned_returns: Sequence[float]) -> None:
-        """Takes the meta data of one block and the sums of its episodes' learned rewards."""
+    def add(self, meta: Mapping[str, Any], learned_returns: Sequence[float], updates: int) -> None:
+        """Takes one block that was acknowledged.
+
+        Args:
+            meta: What its rollout actor says about it.
+            learned_returns: Sums of its episodes' learned rewards.
+            updates: Of the learner by now.
+        """
         for episode in meta["episodes"]:
             self._episodes += 1
             self._successes.append(float(episode["success"]))
             self._env_returns.append(episode["env_return"])
             self._dense_returns.append(episode["dense_return"])
             self._weight_version = episode["weight_version"]
+            self._weight_lags.append(updates - episode["weight_version"])
         self._learned_returns.extend(learned_returns)
 
     def is_new(self) -> bool:
@@ -43,11 +51,11 @@ class RecentEpisodes:
         if not self._successes:
             return {}
         metrics = {
-            "episodes": self._episodes,
             "episode_success": sum(self._successes) / len(self._successes),
             "env_return": sum(self._env_returns) / len(self._env_returns),
             "dense_return": sum(self._dense_returns) / len(self._dense_returns),
             "rollout_weight_version": self._weight_version,
+            "weight_lag_updates": sum(self._weight_lags) / len(self._weight_lags),
         }
         if self._learned_returns:
             metrics["learned_return"] = sum(self._learned_returns) / len(self._learned_returns)
@@ -70,3 +78,8 @@ class RateWindow:
             "agent_steps_per_s": (agent_steps - last[1]) / seconds,
             "updates_per_s": (updates - last[2]) / seconds,
         }
+
+
+def update_ratio(agent_steps: int, updates: int, min_steps: int) -> dict[str, float]:
+    """The "update_ratio", updates per agent step after the first `min_steps`; empty before them."""
+    return {} if agent_steps <= min_steps else {"update_ratio": updates / (agent_steps - min_steps)}

@@ -92,16 +92,17 @@ class Batcher(Generic[Request, Result]):
         """Counters and means since the start.
 
         Returns:
-            "batches", "requests", "frames", "failed_batches", "queue_requests" (waiting now), "batch_fill"
+            "batches", "requests", "frames", "failed_batches", "queue_requests" (waiting now for a batch), "batch_fill"
             (mean frames per batch / max_batch_frames), "latency_s" (mean time from request to result), "busy_s"
             (time in the function) and "frames_per_s" (frames / busy_s).
         """
+        waiting = (self._queue.qsize() if self._queue else 0) + (self._held_back is not None)
         return {
             "batches": float(self._batches),
             "requests": float(self._requests),
             "frames": float(self._frames),
             "failed_batches": float(self._failures),
-            "queue_requests": float(self._queue.qsize() if self._queue else 0),
+            "queue_requests": float(waiting),
             "batch_fill": self._frames / max(1, self._batches) / self.config.max_batch_frames,
             "latency_s": self._latency_s / max(1, self._requests),
             "busy_s": self._busy_s,

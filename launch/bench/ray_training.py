@@ -18,6 +18,7 @@ from launch.coordinator import Coordinator
 from launch.interrupts import StopFlag
 from launch.metrics import MetricsLog
 from launch.placement import require_resources
+from launch.ray_metrics import RayMetrics
 from launch.system import build_system, start_ray
 
 
@@ -120,7 +121,8 @@ def ray_training(workload: Workload) -> Iterator[RayTraining]:
     try:
         start_ray(settings.cluster, namespace=f"drr-bench-{time.time_ns():x}")
         require_resources(settings)
-        log = MetricsLog(folder.path)
+        tags = {"run": folder.path.name, "task": settings.env.task, "reward": settings.reward.name}
+        log = MetricsLog(folder.path, sink=RayMetrics(tags))
         try:
             system = build_system(settings, folder.path)
             yield RayTraining(WindowedCoordinator(settings, system, folder, log, view, Unstoppable()))

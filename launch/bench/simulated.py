@@ -62,6 +62,7 @@ class SimulatedActor:
     def __init__(self, process: Any, number: int) -> None:
         self._process, self._number = process, number
         self.collect = self
+        self.__ray_call__ = process.__ray_call__
 
     def options(self, num_returns: int) -> Any:
         """As of a Ray method."""

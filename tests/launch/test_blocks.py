@@ -10,6 +10,7 @@ import ray
 from launch import blocks
 from launch.blocks import Block, BlockPipeline
 from launch.coordinator import Coordinator
+from launch.watching import StoredEpisodes
 
 
 class FakeActor:
@@ -97,9 +98,13 @@ def test_a_lost_block_goes_to_whoever_can_work_after_a_while(pipeline, monkeypat
 
 def test_agent_steps_never_fall_when_acknowledgements_are_handled_out_of_order():
     coordinator = Coordinator.__new__(Coordinator)
-    coordinator._shard_stats = [{"total_inserted_steps": 200}, {"total_inserted_steps": 0}]
+    stats = ("total_inserted_steps", "total_inserted_episodes", "size_transitions")
+    coordinator._stored = StoredEpisodes([dict.fromkeys(stats, 200), dict.fromkeys(stats, 0)])
     coordinator._recent = SimpleNamespace(add=lambda *_: None)
+    coordinator._watch = SimpleNamespace(block_done=lambda _: None)
+    coordinator.learner = SimpleNamespace(updates=0)
     for number, total in ((3, 400), (2, 300)):
         block = Block(f"b{number:07d}", slot=0, shard=0, global_agent_steps=0, episodes=1)
-        coordinator._block_done(block, {"total_inserted_steps": total}, {}, [])
+        acknowledgement = {**dict.fromkeys(stats, total), "inserted": [], "duplicates": []}
+        coordinator._block_done(block, acknowledgement, {"episodes": []}, [])
     assert coordinator.agent_steps == 400

@@ -56,11 +56,20 @@ class MortalLearner:
 
 
 @pytest.mark.parametrize(
-    ("state", "done", "loaded", "updates"),
-    [("fresh", 0, ["step_1"], 30), ("ready", 57, [], 57)],
+    ("state", "done", "loaded", "updates", "event"),
+    [
+        (
+            "fresh",
+            0,
+            ["step_1"],
+            30,
+            "learner restarted after a process died (ActorDiedError); continues at update 30",
+        ),
+        ("ready", 57, [], 57, "learner goes on at update 57 after a process died (ActorDiedError)"),
+    ],
 )
 def test_a_learner_that_failed_goes_on_from_its_checkpoint_or_from_its_own_count(
-    monkeypatch, state, done, loaded, updates
+    monkeypatch, state, done, loaded, updates, event
 ):
     actor, events = MortalLearner(state, done), []
     folder = SimpleNamespace(latest_checkpoint=lambda: "step_1")
@@ -77,6 +86,4 @@ def test_a_learner_that_failed_goes_on_from_its_checkpoint_or_from_its_own_count
     monkeypatch.setattr(learner_link.ray, "wait", lambda refs, **_: (refs, []))
     link.handle(call)
     assert (actor.loaded, link.updates, link.updates_in_flight) == (loaded, updates, 0)
-    assert events == [
-        f"learner restarted after a process died (ActorDiedError); continues at update {updates}"
-    ]
+    assert events == [event]
