@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +18,7 @@ from launch.evaluating import EvaluationRun
 from launch.interrupts import StopFlag
 from launch.learner_link import LearnerLink
 from launch.metrics import MetricsLog
-from launch.run_folder import RunFolder
+from launch.run_folder import ReplayStart, RunFolder
 from launch.settings import TrainSettings
 from launch.system import System
 from launch.windows import RateWindow, RecentEpisodes
@@ -47,6 +48,7 @@ class Coordinator:
         self.settings, self.system, self.folder = settings, system, folder
         self.log, self.view, self.stop = log, view, stop
         self._shard_steps = [0] * len(system.shards)
+        self.replay_start = folder.replay_start()
         self.recoveries = 0
         self.limiter = settings.limiter
         self.learner = LearnerLink(system.learner, folder, self._recovered)
@@ -60,17 +62,22 @@ class Coordinator:
 
     # ---- start
 
-    def restore(self) -> None:
-        """Brings counters and learner to where a resumed run stopped (a new run stays at zero)."""
+    def restore(self) -> Path | None:
+        """Brings counters and learner to where a resumed run stopped (a new run stays at zero).
+
+        Returns:
+            The checkpoint, or None if there is none yet.
+        """
         shards = self.system.shards
         self._shard_steps = [s["total_inserted_steps"] for s in ray.get([s.stats.remote() for s in shards])]
         # Not the last ones alone: blocks may be stored in another order than they were started in.
         stored = [block_number(name) for ids in ray.get([s.ids.remote() for s in shards]) for name in ids]
-        checkpoint = self.folder.latest_checkpoint()
+        checkpoint = self.folder.latest_checkpoint(tell=self._event)
         saved: dict[str, Any] = {}
         if checkpoint is not None:
             saved = self.folder.counters(checkpoint)
             self.learner.load(checkpoint)
+            self._keep_counting_if_the_replay_is_gone(saved)
             self._evaluated_at_steps = saved["evaluated_at_steps"]
             self.recoveries = saved["recoveries"]
         first_block = 1 + max(stored, default=-1)
@@ -83,6 +90,18 @@ class Coordinator:
             on_event=self._recovered,
         )
         self.learner.publish()
+        return checkpoint
+
+    def _keep_counting_if_the_replay_is_gone(self, saved: Mapping[str, Any]) -> None:
+        """An empty replay is filled as at the start of a run; agent steps and updates go on from the checkpoint."""
+        if any(self._shard_steps) or saved["agent_steps"] == 0:
+            return
+        self.replay_start = ReplayStart(saved["agent_steps"], saved["updates"])
+        self.folder.begin_replay_again(self.replay_start)
+        self._event(
+            f"the replay is empty: it is filled again from agent step {self.replay_start.agent_steps} on, the first "
+            f"{self.limiter.min_steps} agent steps without updates"
+        )
 
     # ---- the loop
 
@@ -102,8 +121,7 @@ class Coordinator:
 
     def start(self) -> None:
         """Restores the counters; makes sure that there is a checkpoint."""
-        self.restore()
-        if self.folder.latest_checkpoint() is None:
+        if self.restore() is None:
             self._checkpoint()  # A learner that dies early has something to come back to.
 
     def advance(self) -> None:
@@ -121,7 +139,7 @@ class Coordinator:
     @property
     def agent_steps(self) -> int:
         """Agent steps acknowledged by the replay shards; theirs is the truth, over kills and resumes."""
-        return sum(self._shard_steps)
+        return self.replay_start.agent_steps + sum(self._shard_steps)
 
     def _is_done(self) -> bool:
         budget_is_spent = self.agent_steps >= self.settings.total_agent_steps
@@ -130,7 +148,13 @@ class Coordinator:
 
     def _updates_due(self, updates: int) -> int:
         """How many updates may start now, given how many were started."""
-        return self.limiter.updates_due(self.agent_steps, updates)
+        return self.limiter.updates_due(*self._since_replay_began(self.agent_steps, updates))
+
+    def _since_replay_began(self, agent_steps: int, updates: int) -> tuple[int, int]:
+        """What the limiter counts: it holds the ratio, and waits for the first steps, of the replay that is there."""
+        start = self.replay_start
+        # An older checkpoint than the one at which the replay began is behind it: those updates are made up for.
+        return agent_steps - start.agent_steps, max(0, updates - start.updates)
 
     @property
     def _is_sync(self) -> bool:
@@ -147,7 +171,7 @@ class Coordinator:
             if not busy and self._updates_due(self.learner.updates) == 0:
                 self.blocks.start(submitted, block_steps)
             return
-        allowed = self.limiter.steps_allowed(submitted, self.learner.updates)
+        allowed = self.limiter.steps_allowed(*self._since_replay_began(submitted, self.learner.updates))
         # The last block may go over the budget by less than one block.
         whole_blocks_left = -(-left // block_steps) * block_steps
         self.blocks.start(submitted, min(allowed, whole_blocks_left))
@@ -205,6 +229,9 @@ class Coordinator:
 
     def _recovered(self, text: str) -> None:
         self.recoveries += 1
+        self._event(text)
+
+    def _event(self, text: str) -> None:
         self.view.event(text)
         self.log.row("event", self.counters(), {"event": text})
 

@@ -107,12 +107,14 @@ class LearnerLink:
         if not is_process_failure(error) and not (is_untrained and self.updates > 0):
             raise RuntimeError(f"the learner failed: {describe(error)}") from error
         self.in_flight.clear()  # Everything queued on the dead process is lost or will be repeated.
-        checkpoint = self._folder.latest_checkpoint()
+        notes: list[str] = []
         if is_untrained:
+            checkpoint = self._folder.latest_checkpoint(tell=notes.append)
             if checkpoint is None:
                 raise RuntimeError("the learner died before the first checkpoint") from error
             self.load(checkpoint)
-        self._on_recovery(f"learner restarted after {describe(error)}; continues at update {self.updates}")
+        text = f"learner restarted after {describe(error)}; continues at update {self.updates}"
+        self._on_recovery(". ".join([text, *notes]))
 
     def _wait_until_it_answers(self, error: BaseException) -> dict[str, Any]:
         deadline_s = time.monotonic() + RECOVERY_TIMEOUT_S

@@ -9,6 +9,7 @@ import pytest
 from launch import blocks
 from launch.blocks import Block, BlockPipeline
 from launch.coordinator import Coordinator
+from launch.run_folder import ReplayStart
 
 
 class FakeActor:
@@ -71,7 +72,7 @@ def test_the_least_busy_actor_gets_the_next_block(pipeline):
 
 def test_agent_steps_never_fall_when_acknowledgements_are_handled_out_of_order():
     coordinator = Coordinator.__new__(Coordinator)
-    coordinator._shard_steps = [200, 0]
+    coordinator._shard_steps, coordinator.replay_start = [200, 0], ReplayStart()
     coordinator._recent = SimpleNamespace(add=lambda *_: None)
     for number, total in ((3, 400), (2, 300)):
         block = Block(f"b{number:07d}", slot=0, shard=0, global_agent_steps=0, episodes=1)
