@@ -21,6 +21,7 @@ from launch.metrics import MetricsLog
 from launch.run_folder import ReplayStart, RunFolder
 from launch.settings import TrainSettings
 from launch.system import System
+from launch.uploads import Uploads
 from launch.windows import RateWindow, RecentEpisodes
 
 
@@ -34,6 +35,7 @@ class Coordinator:
         log: Metrics sink.
         view: Console.
         stop: Set when the user asks to stop.
+        uploads: Copies checkpoints to a store, or None.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class Coordinator:
         log: MetricsLog,
         view: TrainingView,
         stop: StopFlag,
+        uploads: Uploads | None = None,
     ) -> None:
         self.settings, self.system, self.folder = settings, system, folder
         self.log, self.view, self.stop = log, view, stop
+        self.uploads = uploads
         self._shard_steps = [0] * len(system.shards)
         self.replay_start = folder.replay_start()
         self.recoveries = 0
@@ -117,6 +121,7 @@ class Coordinator:
             self._finish_evaluation()
         self._report(force=True)
         self._checkpoint()
+        self._finish_uploads()
         return self.stop.reason or "finished"
 
     def start(self) -> None:
@@ -279,10 +284,12 @@ class Coordinator:
         elif not force and now_s - self._logged_s < self.settings.log_every_s:
             return
         self._logged_s = now_s
+        self._tell_uploads()
         metrics = {**self._recent.metrics(), **self.learner.take_metrics(), "recoveries": self.recoveries}
         rates = self._rates.update(self.log.wall_s(), self.agent_steps, self.learner.updates)
         if not self._is_sync:
             metrics |= {**rates, **self._reward_metrics(), "batch_wait_s": self.learner.batch_wait_s}
+            metrics |= self.uploads.metrics() if self.uploads is not None else {}
         self.log.row("train", self.counters(), metrics)
         shown = ("episode_success", "learned_return", "critic_loss", "agent_steps_per_s", "updates_per_s")
         view = {**self.counters(), **{k: metrics[k] for k in shown if k in metrics}}
@@ -317,6 +324,20 @@ class Coordinator:
                 for s in ray.get([shard.stats.remote() for shard in self.system.shards])
             ],
         }
-        self.folder.commit_checkpoint(temporary, self.agent_steps, counters, self.settings.keep_checkpoints)
+        final = self.folder.commit_checkpoint(
+            temporary, self.agent_steps, counters, self.settings.keep_checkpoints
+        )
         self.log.flush()
+        if self.uploads is not None:
+            self.uploads.submit(final)
         self._checkpointed_s = time.monotonic()
+
+    def _tell_uploads(self) -> None:
+        for text in self.uploads.news() if self.uploads is not None else ():
+            self._event(text)
+
+    def _finish_uploads(self) -> None:
+        if self.uploads is not None:
+            self.view.event("waiting until the last checkpoint is copied")
+            self.uploads.finish()
+            self._tell_uploads()

@@ -1,0 +1,343 @@
+"""Copies of a run's checkpoints in a store that pyarrow or fsspec knows: s3://, gs://, file://, memory://, ...
+
+<URL>/<run>/config.yaml            the run's configuration; says whose folder it is
+<URL>/<run>/step_000012000/        a checkpoint, the metrics.jsonl up to it, and manifest.json, written last
+
+Stores have no rename: a checkpoint is there from the moment at which its manifest is, and no longer when that is deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow
+from omegaconf import DictConfig, OmegaConf
+from pyarrow import fs
+
+from launch.cli import UsageError
+from launch.manifest import MANIFEST, files_damage
+from launch.run_folder import RunFolder, to_stderr
+from models.files import read_json, write_json
+
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+CHUNK_BYTES = 16 << 20
+ANSWER_TIMEOUT_S = 90.0
+ADVICE = (
+    "check the URL, the network and the credentials of this machine (s3://: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
+    "a profile, for another service ?endpoint_override=<host:port>; gs://: GOOGLE_APPLICATION_CREDENTIALS)"
+)
+T = TypeVar("T")
+
+
+def is_url(text: str | None) -> bool:
+    """Whether something names a place in a store and not a local folder."""
+    return text is not None and "://" in text
+
+
+def run_url(url: str, name: str) -> str:
+    """URL of a run's folder in a store.
+
+    Raises:
+        UsageError: if the name cannot be part of a URL.
+    """
+    if not re.fullmatch(r"[\w.,+@=-]+", name):
+        raise UsageError(
+            f"the run folder's name {name!r} cannot be part of a URL; choose one of letters, digits and _.,+@=- with out="
+        )
+    parts = urlsplit(url)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+
+
+def run_name(url: str) -> str:
+    """Name of the run at a URL.
+
+    Raises:
+        UsageError: if the URL has no last part.
+    """
+    name = urlsplit(url).path.rstrip("/").rpartition("/")[2]
+    if not name:
+        raise UsageError(f"{url} names no run; expected <storage URL>/<run>")
+    return name
+
+
+class StoredRun:
+    """One run in a store.
+
+    Args:
+        url: Of the run's own folder (`run_url`).
+
+    Raises:
+        UsageError: if nothing can open the URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs, path = _within(ANSWER_TIMEOUT_S, url, lambda: _open(url))
+        self._root = path.rstrip("/")
+
+    # ---- before a training
+
+    def require_writable(self, is_new: bool) -> None:
+        """Writes, reads and deletes a few bytes.
+
+        Args:
+            is_new: Also refuse a folder in which a run is stored already.
+
+        Raises:
+            UsageError: saying what does not work and what to do.
+        """
+
+        def probe() -> bool:
+            name = f".probe-{os.getpid()}"
+            self._write(name, b"probe")
+            if self._read(name) != b"probe":
+                raise OSError("what was written reads differently")
+            self._fs.delete_file(f"{self._root}/{name}")
+            return self._exists(CONFIG)
+
+        if _within(ANSWER_TIMEOUT_S, self.url, probe) and is_new:
+            raise UsageError(
+                f"a run is stored in {self.url} already; nothing is overwritten. Choose another name with out=..., or go "
+                f"on with resume={self.url}"
+            )
+
+    def claim(self, folder: RunFolder) -> None:
+        """Stores the configuration of a run, or finds its own there.
+
+        Raises:
+            UsageError: if another run is stored there.
+        """
+        own = (folder.path / CONFIG).read_bytes()
+
+        def stored() -> bytes:
+            if not self._exists(CONFIG):
+                self._write(CONFIG, own)
+            return self._read(CONFIG)
+
+        if _within(ANSWER_TIMEOUT_S, self.url, stored) != own:
+            raise UsageError(
+                f"{self.url} holds another run than {folder.path}: config.yaml differs. Give another storage=..., or "
+                "storage=null"
+            )
+
+    # ---- while training
+
+    def upload(self, checkpoint: Path, metrics: bytes, keep: int) -> None:
+        """Copies a checkpoint, then deletes all but the newest `keep` and what failed attempts have left.
+
+        Args:
+            checkpoint: Folder of a whole checkpoint.
+            metrics: Contents of metrics.jsonl at that time.
+            keep: How many checkpoints stay, at least 1.
+
+        Raises:
+            Exception: whatever the store's client raises; the checkpoint does not exist in the store then.
+        """
+        manifest = read_json(checkpoint / MANIFEST)
+        self._delete(checkpoint.name)
+        for name in manifest["files"]:
+            self._copy(checkpoint / name, f"{checkpoint.name}/{name}")
+        self._write(f"{checkpoint.name}/{METRICS}", metrics)
+        record = {"bytes": len(metrics), "sha256": hashlib.sha256(metrics).hexdigest()}
+        complete = {**manifest, "files": {**manifest["files"], METRICS: record}}
+        self._write(f"{checkpoint.name}/{MANIFEST}", json.dumps(complete, indent=2).encode())
+        kept = list(self.checkpoints())[:keep]
+        for name in self._folders():
+            if name not in kept:
+                self._delete(name)
+
+    # ---- reading
+
+    def config(self) -> DictConfig:
+        """The configuration that the run was started with.
+
+        Raises:
+            UsageError: if no run is stored there or it cannot be read.
+        """
+
+        def read() -> str | None:
+            return self._read(CONFIG).decode() if self._exists(CONFIG) else None
+
+        text = _within(ANSWER_TIMEOUT_S, self.url, read)
+        if text is None:
+            raise UsageError(f"no run is stored in {self.url}: {CONFIG} is missing")
+        loaded = OmegaConf.create(text)
+        assert isinstance(loaded, DictConfig)
+        return loaded
+
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """Manifests of the checkpoints by name, the newest first; without a readable manifest there is none."""
+        found = {}
+        for name in self._folders():
+            try:
+                manifest = json.loads(self._read(f"{name}/{MANIFEST}"))
+                found[name] = {"number": int(manifest["number"]), "files": dict(manifest["files"])}
+            except (FileNotFoundError, ValueError, KeyError, TypeError):
+                continue
+        return dict(sorted(found.items(), key=lambda item: item[1]["number"], reverse=True))
+
+    def download(self, out: Path, tell: Callable[[str], None] = to_stderr) -> RunFolder:
+        """Makes a run folder from the newest whole checkpoint; the folder is there when it is complete.
+
+        Args:
+            out: New folder.
+            tell: Called with a sentence if a newer checkpoint is damaged.
+
+        Raises:
+            UsageError: if the folder exists, the store does not answer, or no whole checkpoint is stored.
+        """
+        if out.exists() and any(out.iterdir()):
+            raise UsageError(
+                f"{out} already exists; nothing is overwritten. Go on with that one (resume={out}), or give another "
+                "folder with out=..."
+            )
+        problems = []
+        for name, manifest in self._answer(self.checkpoints).items():
+            temporary = out.with_name(f".{out.name}.{os.getpid()}.download")
+            shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                problem = self._answer(partial(self._fetch, name, manifest, temporary))
+                if problem is None:
+                    if problems:
+                        tell(
+                            f"WARNING: {'; '.join(problems)}. Using {name}, the newest whole one, in its place"
+                        )
+                    temporary.rename(out)
+                    return RunFolder.open(out)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            problems.append(f"checkpoint {name} in {self.url} is damaged: {problem}")
+        reason = "; ".join(problems) or "none was copied to its end"
+        raise UsageError(f"no whole checkpoint is stored in {self.url} ({reason}); start a new run")
+
+    def _fetch(self, name: str, manifest: dict[str, Any], folder: Path) -> str | None:
+        """Downloads a checkpoint into a new run folder; returns what is wrong with it."""
+        checkpoint = folder / "checkpoints" / name
+        for part in (checkpoint, *(folder / other for other in ("videos", "replay", "tensorboard"))):
+            part.mkdir(parents=True)
+        for file in manifest["files"]:
+            if checkpoint not in (checkpoint / file).resolve().parents:
+                return f"its manifest names {file!r}, outside of its folder"
+            if not self._exists(f"{name}/{file}"):
+                return f"{file} is missing"
+            (checkpoint / file).parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(
+                f"{self._root}/{name}/{file}", str(checkpoint / file), self._fs, fs.LocalFileSystem()
+            )
+        problem = files_damage(checkpoint, manifest["files"])
+        if problem is None:
+            (folder / CONFIG).write_bytes(self._read(CONFIG))
+            (checkpoint / METRICS).rename(folder / METRICS)
+            files = {file: record for file, record in manifest["files"].items() if file != METRICS}
+            write_json(checkpoint / MANIFEST, {"number": manifest["number"], "files": files})
+            (checkpoint.parent / "LATEST").write_text(name)
+        return problem
+
+    # ---- the store
+
+    def _answer(self, ask: Callable[[], T]) -> T:
+        """Asks the store for something that may take as long as it likes.
+
+        Raises:
+            UsageError: if it fails, whatever the client's own exception is.
+        """
+        try:
+            return ask()
+        except Exception as error:  # Clients of stores raise exceptions of their own.
+            raise UsageError(f"cannot read {self.url}: {error}; {ADVICE}") from error
+
+    def _folders(self) -> list[str]:
+        infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        names = [info.path.rstrip("/").rpartition("/")[2] for info in infos]
+        return [name for name in names if name.startswith("step_")]
+
+    def _exists(self, name: str) -> bool:
+        return self._fs.get_file_info(f"{self._root}/{name}").type != fs.FileType.NotFound
+
+    def _read(self, name: str) -> bytes:
+        with self._fs.open_input_stream(f"{self._root}/{name}") as file:
+            return file.read()
+
+    def _write(self, name: str, data: bytes) -> None:
+        with self._fs.open_output_stream(self._new_path(name)) as file:
+            file.write(data)
+
+    def _copy(self, path: Path, name: str) -> None:
+        # One thread: uploads to S3 from several can stop for ever (apache/arrow issue 32372).
+        fs.copy_files(
+            str(path),
+            self._new_path(name),
+            fs.LocalFileSystem(),
+            self._fs,
+            chunk_size=CHUNK_BYTES,
+            use_threads=False,
+        )
+
+    def _new_path(self, name: str) -> str:
+        """Path of a file that is written next; some stores want its folder to be there."""
+        path = f"{self._root}/{name}"
+        self._fs.create_dir(path.rpartition("/")[0], recursive=True)
+        return path
+
+    def _delete(self, name: str) -> None:
+        """Deletes a checkpoint, the manifest first: it must not seem to be there while it is deleted."""
+        if self._exists(f"{name}/{MANIFEST}"):
+            self._fs.delete_file(f"{self._root}/{name}/{MANIFEST}")
+        if self._exists(name):
+            self._fs.delete_dir(f"{self._root}/{name}")
+
+
+def _open(url: str) -> tuple[fs.FileSystem, str]:
+    """File system and path of a URL: what pyarrow knows, as everywhere in Ray, else what fsspec knows."""
+    if not is_url(url):
+        raise UsageError(f"{url!r} is no URL; expected for example s3://bucket/runs or file:///shared/runs")
+    if urlsplit(url).password is not None:
+        raise UsageError(
+            f"the URL of {urlsplit(url).hostname} has a password in it, which would be kept in config.yaml; {ADVICE}"
+        )
+    try:
+        return fs.FileSystem.from_uri(url)
+    except pyarrow.ArrowInvalid as error:
+        unknown = error
+    try:
+        store, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"neither pyarrow ({unknown}) nor fsspec ({error}) can open {url}") from error
+    return fs.PyFileSystem(fs.FSSpecHandler(store)), path
+
+
+def _within(seconds: float, url: str, ask: Callable[[], T]) -> T:
+    """Asks a store, which may be silent for many minutes before its client gives up.
+
+    Raises:
+        UsageError: if it fails or takes too long, whatever the client's own exception is.
+    """
+    answer: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answer.append(ask())
+        except Exception as error:  # Clients of stores raise exceptions of their own.
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="storage-question", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if answer:
+        return answer[0]
+    if errors and isinstance(errors[0], UsageError):
+        raise errors[0]
+    reason = errors[0] if errors else f"no answer within {seconds:.0f} s"
+    raise UsageError(f"cannot use {url}: {reason}; {ADVICE}") from (errors[0] if errors else None)
