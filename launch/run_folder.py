@@ -39,6 +39,7 @@ RESUMABLE_KEYS = (
     "checkpoint_every_s",
     "keep_checkpoints",
     "storage",
+    "storage_replay",
     "log_every_s",
     "console",
 )

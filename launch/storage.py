@@ -2,6 +2,7 @@
 
 <URL>/<run>/config.yaml            the run's configuration; says whose folder it is
 <URL>/<run>/step_000012000/        a checkpoint, the metrics.jsonl up to it, and manifest.json, written last
+<URL>/<run>/replay/                the replay, if wanted (launch/replay_copies.py)
 
 Stores have no rename: a checkpoint is there from the moment at which its manifest is, and no longer when that is deleted.
 """
@@ -14,7 +15,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,10 +28,11 @@ from pyarrow import fs
 
 from launch.cli import UsageError
 from launch.manifest import MANIFEST, files_damage
-from launch.run_folder import RunFolder, to_stderr
+from launch.run_folder import ReplayStart, RunFolder, to_stderr
+from learner.replay_copy import restore_store
 from models.files import read_json, write_json
 
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+CONFIG, METRICS, REPLAY, REPLAY_INDEX = "config.yaml", "metrics.jsonl", "replay", "replay.json"
 CHUNK_BYTES = 16 << 20
 ANSWER_TIMEOUT_S = 90.0
 ADVICE = (
@@ -133,12 +135,12 @@ class StoredRun:
 
     # ---- while training
 
-    def upload(self, checkpoint: Path, metrics: bytes, keep: int) -> None:
+    def upload(self, checkpoint: Path, extra: Mapping[str, bytes], keep: int) -> None:
         """Copies a checkpoint, then deletes all but the newest `keep` and what failed attempts have left.
 
         Args:
             checkpoint: Folder of a whole checkpoint.
-            metrics: Contents of metrics.jsonl at that time.
+            extra: Further files by name: metrics.jsonl, and replay.json if the replay is stored.
             keep: How many checkpoints stay, at least 1.
 
         Raises:
@@ -147,15 +149,36 @@ class StoredRun:
         manifest = read_json(checkpoint / MANIFEST)
         self._delete(checkpoint.name)
         for name in manifest["files"]:
-            self._copy(checkpoint / name, f"{checkpoint.name}/{name}")
-        self._write(f"{checkpoint.name}/{METRICS}", metrics)
-        record = {"bytes": len(metrics), "sha256": hashlib.sha256(metrics).hexdigest()}
-        complete = {**manifest, "files": {**manifest["files"], METRICS: record}}
+            self.copy_in(checkpoint / name, f"{checkpoint.name}/{name}")
+        records = {}
+        for name, data in extra.items():
+            self._write(f"{checkpoint.name}/{name}", data)
+            records[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        complete = {**manifest, "files": {**manifest["files"], **records}}
         self._write(f"{checkpoint.name}/{MANIFEST}", json.dumps(complete, indent=2).encode())
+        self._retain(keep)
+
+    def _retain(self, keep: int) -> None:
         kept = list(self.checkpoints())[:keep]
-        for name in self._folders():
-            if name not in kept:
+        for name in self._names(""):
+            if name.startswith("step_") and name not in kept:
                 self._delete(name)
+        needed = {piece["name"] for name in kept for piece in self._pieces(name)}
+        for name in self._names(REPLAY):
+            if name not in needed:
+                self._fs.delete_file(f"{self._root}/{REPLAY}/{name}")
+
+    def _pieces(self, checkpoint: str) -> list[dict[str, Any]]:
+        path = f"{checkpoint}/{REPLAY_INDEX}"
+        shards = json.loads(self._read(path))["shards"] if self._exists(path) else []
+        return [piece for shard in shards for piece in shard["pieces"]]
+
+    def newest_replay(self) -> dict[str, Any] | None:
+        """replay.json of the newest checkpoint that has one."""
+        for name, manifest in self.checkpoints().items():
+            if REPLAY_INDEX in manifest["files"]:
+                return json.loads(self._read(f"{name}/{REPLAY_INDEX}"))
+        return None
 
     # ---- reading
 
@@ -179,7 +202,7 @@ class StoredRun:
     def checkpoints(self) -> dict[str, dict[str, Any]]:
         """Manifests of the checkpoints by name, the newest first; without a readable manifest there is none."""
         found = {}
-        for name in self._folders():
+        for name in (name for name in self._names("") if name.startswith("step_")):
             try:
                 manifest = json.loads(self._read(f"{name}/{MANIFEST}"))
                 found[name] = {"number": int(manifest["number"]), "files": dict(manifest["files"])}
@@ -187,11 +210,14 @@ class StoredRun:
                 continue
         return dict(sorted(found.items(), key=lambda item: item[1]["number"], reverse=True))
 
-    def download(self, out: Path, tell: Callable[[str], None] = to_stderr) -> RunFolder:
+    def download(
+        self, out: Path, with_replay: bool = True, tell: Callable[[str], None] = to_stderr
+    ) -> RunFolder:
         """Makes a run folder from the newest whole checkpoint; the folder is there when it is complete.
 
         Args:
             out: New folder.
+            with_replay: Make the replay again as well, where it is stored.
             tell: Called with a sentence if a newer checkpoint is damaged.
 
         Raises:
@@ -207,7 +233,7 @@ class StoredRun:
             temporary = out.with_name(f".{out.name}.{os.getpid()}.download")
             shutil.rmtree(temporary, ignore_errors=True)
             try:
-                problem = self._answer(partial(self._fetch, name, manifest, temporary))
+                problem = self._answer(partial(self._fetch, name, manifest, temporary, with_replay))
                 if problem is None:
                     if problems:
                         tell(
@@ -221,28 +247,47 @@ class StoredRun:
         reason = "; ".join(problems) or "none was copied to its end"
         raise UsageError(f"no whole checkpoint is stored in {self.url} ({reason}); start a new run")
 
-    def _fetch(self, name: str, manifest: dict[str, Any], folder: Path) -> str | None:
+    def _fetch(self, name: str, manifest: dict[str, Any], folder: Path, with_replay: bool) -> str | None:
         """Downloads a checkpoint into a new run folder; returns what is wrong with it."""
         checkpoint = folder / "checkpoints" / name
-        for part in (checkpoint, *(folder / other for other in ("videos", "replay", "tensorboard"))):
+        for part in (checkpoint, *(folder / other for other in ("videos", REPLAY, "tensorboard"))):
             part.mkdir(parents=True)
-        for file in manifest["files"]:
-            if checkpoint not in (checkpoint / file).resolve().parents:
-                return f"its manifest names {file!r}, outside of its folder"
-            if not self._exists(f"{name}/{file}"):
-                return f"{file} is missing"
-            (checkpoint / file).parent.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(
-                f"{self._root}/{name}/{file}", str(checkpoint / file), self._fs, fs.LocalFileSystem()
-            )
-        problem = files_damage(checkpoint, manifest["files"])
+        problem = self._fetch_files(name, checkpoint, manifest["files"])
+        if problem is None and with_replay and REPLAY_INDEX in manifest["files"]:
+            problem = self._fetch_replay(read_json(checkpoint / REPLAY_INDEX), folder)
         if problem is None:
             (folder / CONFIG).write_bytes(self._read(CONFIG))
             (checkpoint / METRICS).rename(folder / METRICS)
-            files = {file: record for file, record in manifest["files"].items() if file != METRICS}
+            (checkpoint / REPLAY_INDEX).unlink(missing_ok=True)
+            files = {file: r for file, r in manifest["files"].items() if file not in (METRICS, REPLAY_INDEX)}
             write_json(checkpoint / MANIFEST, {"number": manifest["number"], "files": files})
             (checkpoint.parent / "LATEST").write_text(name)
         return problem
+
+    def _fetch_files(self, source: str, folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+        for file in files:
+            if folder not in (folder / file).resolve().parents:
+                return f"its manifest names {file!r}, outside of its folder"
+            if not self._exists(f"{source}/{file}"):
+                return f"{file} is missing"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            path = f"{self._root}/{source}/{file}"
+            fs.copy_files(path, str(folder / file), self._fs, fs.LocalFileSystem())
+        return files_damage(folder, files)
+
+    def _fetch_replay(self, replay: Mapping[str, Any], folder: Path) -> str | None:
+        """Makes the shards again, a piece after the other; returns what is wrong with them."""
+        for number, shard in enumerate(replay["shards"]):
+            pieces = folder / f"pieces_{number}"
+            pieces.mkdir()
+            problem = self._fetch_files(REPLAY, pieces, {piece["name"]: piece for piece in shard["pieces"]})
+            if problem is not None:
+                return f"replay of shard {number}: {problem}"
+            names = [pieces / piece["name"] for piece in shard["pieces"]]
+            restore_store(folder / REPLAY / f"shard_{number}", shard, names)
+            shutil.rmtree(pieces)
+        RunFolder(folder).begin_replay_again(ReplayStart(**replay["began"]))
+        return None
 
     # ---- the store
 
@@ -257,10 +302,11 @@ class StoredRun:
         except Exception as error:  # Clients of stores raise exceptions of their own.
             raise UsageError(f"cannot read {self.url}: {error}; {ADVICE}") from error
 
-    def _folders(self) -> list[str]:
-        infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        names = [info.path.rstrip("/").rpartition("/")[2] for info in infos]
-        return [name for name in names if name.startswith("step_")]
+    def _names(self, folder: str) -> list[str]:
+        infos = self._fs.get_file_info(
+            fs.FileSelector(f"{self._root}/{folder}".rstrip("/"), allow_not_found=True)
+        )
+        return sorted(info.path.rstrip("/").rpartition("/")[2] for info in infos)
 
     def _exists(self, name: str) -> bool:
         return self._fs.get_file_info(f"{self._root}/{name}").type != fs.FileType.NotFound
@@ -273,7 +319,8 @@ class StoredRun:
         with self._fs.open_output_stream(self._new_path(name)) as file:
             file.write(data)
 
-    def _copy(self, path: Path, name: str) -> None:
+    def copy_in(self, path: Path, name: str) -> None:
+        """Copies a local file to a name in the run's folder."""
         # One thread: uploads to S3 from several can stop for ever (apache/arrow issue 32372).
         fs.copy_files(
             str(path),

@@ -73,7 +73,7 @@ def run_training(config: DictConfig) -> int:
     store = None if settings.storage is None else StoredRun(run_url(settings.storage, out.name))
     if store is not None:
         store.require_writable(is_new=config.resume is None)
-    folder, wall_offset_s = _run_folder(config, out)
+    folder, wall_offset_s = _run_folder(config, out, settings.storage_replay)
     if store is not None:
         store.claim(folder)
     return train(settings, folder, wall_offset_s, store)
@@ -123,10 +123,11 @@ def _out(config: DictConfig, settings: TrainSettings) -> Path:
     return absolute_path(f"runs/{run_name(config.resume) if config.resume is not None else run}", "out")
 
 
-def _run_folder(config: DictConfig, out: Path) -> tuple[RunFolder, float]:
+def _run_folder(config: DictConfig, out: Path, with_replay: bool) -> tuple[RunFolder, float]:
     if config.resume is None:
         return RunFolder.create(out, config), 0.0
-    folder = StoredRun(config.resume).download(out) if is_url(config.resume) else RunFolder.open(out)
+    is_stored = is_url(config.resume)
+    folder = StoredRun(config.resume).download(out, with_replay) if is_stored else RunFolder.open(out)
     folder.require_same_config(config)
     wall_s = max((row["wall_s"] for row in folder.metric_lines()), default=0.0)
     return folder, wall_s
@@ -150,6 +151,7 @@ def train(
     from launch.coordinator import Coordinator
     from launch.interrupts import StopFlag
     from launch.metrics import MetricsLog
+    from launch.replay_copies import ReplayCopies
     from launch.system import build_system, require_resources, start_ray
     from launch.uploads import Uploads
 
@@ -168,7 +170,10 @@ def train(
         )
         log = MetricsLog(folder.path, wall_offset_s)
         try:
-            uploads = Uploads(store, folder, settings.keep_checkpoints) if store is not None else None
+            uploads = None
+            if store is not None:
+                replay = ReplayCopies(store, folder, system.shards) if settings.storage_replay else None
+                uploads = Uploads(store, folder, settings.keep_checkpoints, replay)
             outcome = Coordinator(settings, system, folder, log, view, stop, uploads).run()
         finally:
             log.close()

@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.replay_copies import ReplayCopies
 from launch.run_folder import RunFolder
-from launch.storage import METRICS, StoredRun
+from launch.storage import METRICS, REPLAY_INDEX, StoredRun
 
 FINISH_TIMEOUT_S = 900.0
 FINISH_ATTEMPTS = 3
@@ -30,14 +31,17 @@ class Uploads:
         store: Where to.
         folder: The run.
         keep: How many checkpoints stay in the store.
+        replay: Copies the replay with them, or None.
 
     Attributes:
         failures: Copies that failed so far.
         copied: Checkpoints copied so far.
     """
 
-    def __init__(self, store: StoredRun, folder: RunFolder, keep: int) -> None:
-        self._store, self._folder, self._keep = store, folder, keep
+    def __init__(
+        self, store: StoredRun, folder: RunFolder, keep: int, replay: ReplayCopies | None = None
+    ) -> None:
+        self._store, self._folder, self._keep, self._replay = store, folder, keep, replay
         self._changed = threading.Condition()
         self._waiting: Job | None = None
         self._busy: Job | None = None
@@ -109,7 +113,10 @@ class Uploads:
         try:
             with (self._folder.path / METRICS).open("rb") as file:
                 metrics = file.read(job.metrics_bytes)
-            self._store.upload(job.checkpoint, metrics, self._keep)
+            extra = {METRICS: metrics}
+            if self._replay is not None:
+                extra[REPLAY_INDEX] = self._replay.update()
+            self._store.upload(job.checkpoint, extra, self._keep)
         except (
             Exception
         ) as error:  # Clients of stores raise exceptions of their own; none may end the training.

@@ -8,20 +8,25 @@ import signal
 import threading
 import time
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
-from launch import storage, uploads
+from launch import replay_copies, storage, uploads
 from launch.cli import UsageError
 from launch.coordinator import Coordinator
+from launch.replay_copies import ReplayCopies
 from launch.run_folder import ReplayStart, RunFolder
 from launch.storage import StoredRun, is_url, run_name, run_url
 from launch.uploads import Uploads
 from learner.limiter import UpdateRatioLimiter
+from learner.replay import EpisodeStore, ReplayConfig
+from learner.replay_actor import ReplayShard
 from tests.launch.conftest import run_verb
-from tests.launch.test_training import SMALL, rows, start, wait_until
+from tests.launch.test_training import SMALL, rows, start, stored_ids, wait_until
+from tests.learner.helpers import ACTION_DIM, make_episode
 
 CONFIG = {"total_agent_steps": 10, "overrides": ["seed=3"]}
 
@@ -49,6 +54,14 @@ def save(folder, step, keep=2):
 
 def metrics(folder):
     return (folder.path / "metrics.jsonl").read_bytes()
+
+
+def extra(folder):
+    return {"metrics.jsonl": metrics(folder)}
+
+
+def step_folders(store):
+    return [name for name in reversed(store._names("")) if name.startswith("step_")]
 
 
 def test_urls():
@@ -116,8 +129,8 @@ def test_what_is_stored_comes_back_the_same_and_old_checkpoints_go(tmp_path, url
     store.claim(folder)
     for step in (100, 200, 300):
         checkpoint = save(folder, step)
-        store.upload(checkpoint, metrics(folder), keep=2)
-    assert list(store.checkpoints()) == store._folders()[::-1] == ["step_000000300", "step_000000200"]
+        store.upload(checkpoint, extra(folder), keep=2)
+    assert list(store.checkpoints()) == step_folders(store) == ["step_000000300", "step_000000200"]
 
     copy = StoredRun(f"{url}/run").download(tmp_path / "copy")
     found = copy.latest_checkpoint(tell=pytest.fail)
@@ -149,11 +162,11 @@ class Dying(StoredRun):
     def _write(self, name, data):
         super()._write(name, data[: len(data) // 2] if self._count() else data)
 
-    def _copy(self, path, name):
+    def copy_in(self, path, name):
         if self._count():
             StoredRun._write(self, name, path.read_bytes()[:1])
         else:
-            super()._copy(path, name)
+            super().copy_in(path, name)
 
     def _delete(self, name):
         if not self._exists(name):
@@ -172,16 +185,16 @@ def test_an_upload_that_stops_anywhere_leaves_the_former_checkpoint(tmp_path, ur
         calls += 1
         place = f"{url}/run{calls}"
         StoredRun(place).claim(folder)
-        StoredRun(place).upload(former, metrics(folder), keep=1)
+        StoredRun(place).upload(former, extra(folder), keep=1)
         try:
-            Dying(place, calls).upload(newer, metrics(folder), keep=1)
+            Dying(place, calls).upload(newer, extra(folder), keep=1)
             is_complete = calls > 10
         except ConnectionError:
             pass
         copy = StoredRun(place).download(tmp_path / f"copy{calls}", tell=pytest.fail)
         names.append(copy.latest_checkpoint(tell=pytest.fail).name)
-        StoredRun(place).upload(newest, metrics(folder), keep=1)
-        assert StoredRun(place)._folders() == ["step_000000300"]  # The remains are gone.
+        StoredRun(place).upload(newest, extra(folder), keep=1)
+        assert step_folders(StoredRun(place)) == ["step_000000300"]  # The remains are gone.
     # counters.json, learner.pt, rllib/state.bin, metrics.jsonl, the manifest (half of it is none), the former's end.
     assert names[:5] == ["step_000000100"] * 5 and set(names[5:]) == {"step_000000200"}
 
@@ -190,7 +203,7 @@ def test_a_damaged_stored_checkpoint_is_told_and_the_one_before_it_used(tmp_path
     folder, store, said = make(tmp_path), StoredRun(f"{url}/run"), []
     store.claim(folder)
     for step in (100, 200):
-        store.upload(save(folder, step), metrics(folder), keep=2)
+        store.upload(save(folder, step), extra(folder), keep=2)
     store._write("step_000000200/learner.pt", b"2xx")
     copy = store.download(tmp_path / "copy", tell=said.append)
     assert copy.latest_checkpoint(tell=pytest.fail).name == "step_000000100"
@@ -244,14 +257,14 @@ def test_a_failed_copy_is_told_and_tried_again_with_the_next_checkpoint(tmp_path
     monkeypatch.setattr(uploads, "RETRY_PAUSE_S", 0.01)
     folder, store = make(tmp_path), StoredRun(f"memory://{uuid.uuid4().hex}/run")
     store.claim(folder)
-    plain, is_down = store._copy, True
+    plain, is_down = store.copy_in, True
 
     def copy(*arguments):
         if is_down:
             raise ConnectionError("no route")
         plain(*arguments)
 
-    store._copy = copy
+    store.copy_in = copy
     copies = Uploads(store, folder, keep=2)
     copies.submit(save(folder, 100))
     wait_for(lambda: copies.failures == 1)
@@ -323,13 +336,94 @@ def test_a_lost_replay_is_recorded_before_the_first_episode(tmp_path):
     assert made.agent_steps == 720 and folder.replay_start() == ReplayStart(700, 300)
 
 
+# ---- the replay in the store
+
+
+class Shard:
+    """A replay shard that answers at once."""
+
+    def __init__(self, folder):
+        self.actor = ReplayShard(
+            folder, ReplayConfig(capacity_transitions=60, episode_steps=10), 4, ACTION_DIM
+        )
+        self.export = SimpleNamespace(remote=self.actor.export)
+
+    def insert(self, *numbers):
+        self.actor.insert("block", [make_episode(number, 10) for number in numbers])
+
+
+def shard_of(folder, monkeypatch):
+    monkeypatch.setattr(replay_copies.ray, "get", lambda answer, timeout: answer)
+    monkeypatch.setattr(replay_copies, "PIECE_BYTES", 25 * 3 * 4 * 4)  # Two episodes of ten steps.
+    return Shard(folder.path / "replay" / "shard_0")
+
+
+def with_replay(folder, copies):
+    return {**extra(folder), "replay.json": copies.update()}
+
+
+def restored(folder):
+    store = EpisodeStore(
+        folder.path / "replay" / "shard_0", ReplayConfig(60, episode_steps=10), 4, ACTION_DIM
+    )
+    store.close()
+    return store
+
+
+def test_only_new_pieces_of_the_replay_are_copied_and_unused_ones_go(tmp_path, url, monkeypatch):
+    folder, store = make(tmp_path), StoredRun(f"{url}/run")
+    shard = shard_of(folder, monkeypatch)
+    store.claim(folder)
+    shard.insert(0, 1, 2)
+    copies = ReplayCopies(store, folder, [shard])
+    store.upload(save(folder, 30), with_replay(folder, copies), keep=1)
+    assert [name[:27] for name in store._names("replay")] == [
+        *("shard_0-000000000-000000002", "shard_0-000000002-000000003")
+    ]
+    shard.insert(3)
+    again = ReplayCopies(StoredRun(f"{url}/run"), folder, [shard])  # As after a kill.
+    again._store.copy_in = lambda path, name, plain=again._store.copy_in: (
+        copied.append(name),
+        plain(path, name),
+    )
+    copied = []
+    store.upload(save(folder, 40), with_replay(folder, again), keep=1)
+    assert [name[:34] for name in copied] == ["replay/shard_0-000000003-000000004"]
+    shard.insert(4, 5, 6, 7)  # The ring holds five or six.
+    store.upload(save(folder, 80), with_replay(folder, again), keep=1)
+    assert store._names("replay")[0].startswith("shard_0-000000002") and len(store._names("replay")) == 4
+
+    copy = store.download(tmp_path / "copy")
+    assert restored(copy).ids == shard.actor.ids()
+    assert restored(copy).total_inserted_steps == 80
+    assert not any(copy.path.glob("pieces*")) and copy.replay_start() == ReplayStart()
+    assert not any((store.download(tmp_path / "bare", with_replay=False).path / "replay").iterdir())
+
+
+def test_a_damaged_piece_is_told_and_the_checkpoint_before_it_used(tmp_path, url, monkeypatch):
+    folder, store, said = make(tmp_path), StoredRun(f"{url}/run"), []
+    shard = shard_of(folder, monkeypatch)
+    store.claim(folder)
+    folder.begin_replay_again(ReplayStart(500, 200))
+    copies = ReplayCopies(store, folder, [shard])
+    for number in (0, 1):
+        shard.insert(number)
+        store.upload(save(folder, 510 + 10 * number), with_replay(folder, copies), keep=2)
+    store._write(f"replay/{store._names('replay')[-1]}", b"half")
+    copy = store.download(tmp_path / "copy", tell=said.append)
+    assert copy.latest_checkpoint().name == "step_000000510" and "replay of shard 0" in said[0]
+    assert restored(copy).ids == ["e0"] and copy.replay_start() == ReplayStart(500, 200)
+
+
 # ---- a real training
 
 
 def test_a_killed_training_goes_on_from_its_store(tmp_path):
     store = f"file://{tmp_path}/store"
     first = start(
-        *SMALL, "reward=sparse", "total_agent_steps=100000", f"storage={store}", f"out={tmp_path}/one"
+        *SMALL,
+        *("reward=sparse", "total_agent_steps=100000", "storage_replay=true"),
+        *(f"storage={store}", f"out={tmp_path}/one"),
     )
     stored = StoredRun(f"{store}/one")
 
@@ -345,21 +439,33 @@ def test_a_killed_training_goes_on_from_its_store(tmp_path):
     saved = SimpleNamespace(**json.loads((tmp_path / "store" / "one" / newest / "counters.json").read_text()))
 
     total = saved.agent_steps + 400
-    two = tmp_path / "two"
-    run_verb("train", f"resume={store}/one", f"total_agent_steps={total}", f"out={two}")
-    train, said = rows(two, "train"), [row["event"] for row in rows(two, "event")]
-    last = train[-1]
-    assert last["agent_steps"] == total
-    assert last["updates"] == saved.updates + (400 - 80) // 2
-    assert (last["storage_failures"], last["storage_copies"] > 0) == (0, True)
-    assert [row["agent_steps"] for row in train] == sorted(row["agent_steps"] for row in train)
-    assert any("the replay is empty" in text for text in said)
-    assert next(iter(StoredRun(f"{store}/two").checkpoints())) == f"step_{total:09d}"
-    assert stored.checkpoints()[newest]  # The first run's own are left alone.
+    whole = go_on(f"{store}/one", tmp_path / "whole", f"total_agent_steps={total}")
+    assert whole[-1]["agent_steps"] == total
+    assert whole[-1]["updates"] == (total - 80) // 2  # As if it had never been killed.
+    ids = stored_ids(tmp_path / "whole")
+    assert len(ids) == len(set(ids)) == total // 20
+    assert ids[: saved.agent_steps // 20] == stored_ids(tmp_path / "one")[: saved.agent_steps // 20]
+    assert next(iter(StoredRun(f"{store}/whole").checkpoints())) == f"step_{total:09d}"
+    assert next(iter(stored.checkpoints())) == newest  # The first run's own are left alone.
 
-    again = run_verb("train", f"resume={store}/one", f"out={two}", check=False)
+    bare = go_on(f"{store}/one", tmp_path / "bare", f"total_agent_steps={total}", "storage_replay=false")
+    assert bare[-1]["agent_steps"] == total
+    assert bare[-1]["updates"] == saved.updates + (400 - 80) // 2
+    assert len(stored_ids(tmp_path / "bare")) == 400 // 20
+    assert any("the replay is empty" in row["event"] for row in rows(tmp_path / "bare", "event"))
+
+    again = run_verb("train", f"resume={store}/one", f"out={tmp_path}/bare", check=False)
     assert again.returncode == 2 and "already exists" in again.stderr
     twice = run_verb(
         "train", *SMALL, "reward=sparse", f"storage={store}", f"out={tmp_path}/other/one", check=False
     )
     assert twice.returncode == 2 and "nothing is overwritten" in twice.stderr
+
+
+def go_on(stored: str, out: Path, *overrides: str) -> list[dict]:
+    """Resumes from a store; the rows of the training, those from before included."""
+    run_verb("train", f"resume={stored}", f"out={out}", *overrides)
+    train = rows(out, "train")
+    assert (train[-1]["storage_failures"], train[-1]["storage_copies"] > 0) == (0, True)
+    assert [row["agent_steps"] for row in train] == sorted(row["agent_steps"] for row in train)
+    return train
