@@ -12,65 +12,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import fsspec
-import pyarrow
 from omegaconf import DictConfig, OmegaConf
 from pyarrow import fs
 
 from launch.cli import UsageError
 from launch.manifest import MANIFEST, files_damage
 from launch.run_folder import ReplayStart, RunFolder, to_stderr
+from launch.stores import ADVICE, ANSWER_TIMEOUT_S, open_store, within
 from learner.replay_copy import restore_store
 from models.files import read_json, write_json
 
 CONFIG, METRICS, REPLAY, REPLAY_INDEX = "config.yaml", "metrics.jsonl", "replay", "replay.json"
 CHUNK_BYTES = 16 << 20
-ANSWER_TIMEOUT_S = 90.0
-ADVICE = (
-    "check the URL, the network and the credentials of this machine (s3://: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
-    "a profile, for another service ?endpoint_override=<host:port>; gs://: GOOGLE_APPLICATION_CREDENTIALS)"
-)
 T = TypeVar("T")
-
-
-def is_url(text: str | None) -> bool:
-    """Whether something names a place in a store and not a local folder."""
-    return text is not None and "://" in text
-
-
-def run_url(url: str, name: str) -> str:
-    """URL of a run's folder in a store.
-
-    Raises:
-        UsageError: if the name cannot be part of a URL.
-    """
-    if not re.fullmatch(r"[\w.,+@=-]+", name):
-        raise UsageError(
-            f"the run folder's name {name!r} cannot be part of a URL; choose one of letters, digits and _.,+@=- with out="
-        )
-    parts = urlsplit(url)
-    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
-
-
-def run_name(url: str) -> str:
-    """Name of the run at a URL.
-
-    Raises:
-        UsageError: if the URL has no last part.
-    """
-    name = urlsplit(url).path.rstrip("/").rpartition("/")[2]
-    if not name:
-        raise UsageError(f"{url} names no run; expected <storage URL>/<run>")
-    return name
 
 
 class StoredRun:
@@ -85,7 +45,7 @@ class StoredRun:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._fs, path = _within(ANSWER_TIMEOUT_S, url, lambda: _open(url))
+        self._fs, path = within(ANSWER_TIMEOUT_S, url, lambda: open_store(url))
         self._root = path.rstrip("/")
 
     # ---- before a training
@@ -108,7 +68,7 @@ class StoredRun:
             self._fs.delete_file(f"{self._root}/{name}")
             return self._exists(CONFIG)
 
-        if _within(ANSWER_TIMEOUT_S, self.url, probe) and is_new:
+        if within(ANSWER_TIMEOUT_S, self.url, probe) and is_new:
             raise UsageError(
                 f"a run is stored in {self.url} already; nothing is overwritten. Choose another name with out=..., or go "
                 f"on with resume={self.url}"
@@ -127,7 +87,7 @@ class StoredRun:
                 self._write(CONFIG, own)
             return self._read(CONFIG)
 
-        if _within(ANSWER_TIMEOUT_S, self.url, stored) != own:
+        if within(ANSWER_TIMEOUT_S, self.url, stored) != own:
             raise UsageError(
                 f"{self.url} holds another run than {folder.path}: config.yaml differs. Give another storage=..., or "
                 "storage=null"
@@ -192,7 +152,7 @@ class StoredRun:
         def read() -> str | None:
             return self._read(CONFIG).decode() if self._exists(CONFIG) else None
 
-        text = _within(ANSWER_TIMEOUT_S, self.url, read)
+        text = within(ANSWER_TIMEOUT_S, self.url, read)
         if text is None:
             raise UsageError(f"no run is stored in {self.url}: {CONFIG} is missing")
         loaded = OmegaConf.create(text)
@@ -343,48 +303,3 @@ class StoredRun:
             self._fs.delete_file(f"{self._root}/{name}/{MANIFEST}")
         if self._exists(name):
             self._fs.delete_dir(f"{self._root}/{name}")
-
-
-def _open(url: str) -> tuple[fs.FileSystem, str]:
-    """File system and path of a URL: what pyarrow knows, as everywhere in Ray, else what fsspec knows."""
-    if not is_url(url):
-        raise UsageError(f"{url!r} is no URL; expected for example s3://bucket/runs or file:///shared/runs")
-    if urlsplit(url).password is not None:
-        raise UsageError(
-            f"the URL of {urlsplit(url).hostname} has a password in it, which would be kept in config.yaml; {ADVICE}"
-        )
-    try:
-        return fs.FileSystem.from_uri(url)
-    except pyarrow.ArrowInvalid as error:
-        unknown = error
-    try:
-        store, path = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"neither pyarrow ({unknown}) nor fsspec ({error}) can open {url}") from error
-    return fs.PyFileSystem(fs.FSSpecHandler(store)), path
-
-
-def _within(seconds: float, url: str, ask: Callable[[], T]) -> T:
-    """Asks a store, which may be silent for many minutes before its client gives up.
-
-    Raises:
-        UsageError: if it fails or takes too long, whatever the client's own exception is.
-    """
-    answer: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answer.append(ask())
-        except Exception as error:  # Clients of stores raise exceptions of their own.
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="storage-question", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if answer:
-        return answer[0]
-    if errors and isinstance(errors[0], UsageError):
-        raise errors[0]
-    reason = errors[0] if errors else f"no answer within {seconds:.0f} s"
-    raise UsageError(f"cannot use {url}: {reason}; {ADVICE}") from (errors[0] if errors else None)

@@ -24,7 +24,8 @@ from launch.paths import absolute_path
 from launch.ray_access import protect_local_ray, ray_address
 from launch.run_folder import RunFolder
 from launch.settings import TrainSettings, train_settings
-from launch.storage import StoredRun, is_url, run_name, run_url
+from launch.storage import StoredRun
+from launch.stores import is_url, run_name, run_url
 
 
 def main() -> None:

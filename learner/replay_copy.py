@@ -75,7 +75,7 @@ def _is_of(store: EpisodeStore, piece: Piece) -> bool:
 def write_piece(path: Path, episodes: Sequence[Episode]) -> None:
     """Writes episodes into one file, without compression (pictures of a simulator would take the time of many)."""
     rows = [rows_of(episode) for episode in episodes]
-    arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     arrays["ids"] = np.array([episode.episode_id for episode in episodes])
     arrays["tasks"] = np.array([episode.task for episode in episodes])
     arrays["row_counts"] = np.array([len(episode) + 1 for episode in episodes])

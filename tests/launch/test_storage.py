@@ -19,7 +19,8 @@ from launch.cli import UsageError
 from launch.coordinator import Coordinator
 from launch.replay_copies import ReplayCopies
 from launch.run_folder import ReplayStart, RunFolder
-from launch.storage import StoredRun, is_url, run_name, run_url
+from launch.storage import StoredRun
+from launch.stores import is_url, run_name, run_url
 from launch.uploads import Uploads
 from learner.limiter import UpdateRatioLimiter
 from learner.replay import EpisodeStore, ReplayConfig
