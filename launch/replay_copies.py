@@ -18,7 +18,8 @@ from launch.manifest import file_record
 from launch.run_folder import RunFolder
 from launch.storage import REPLAY, StoredRun
 
-PIECE_BYTES = 128 << 20
+# While a shard writes one, inserts and draws wait.
+PIECE_BYTES = 32 << 20
 SHARD_TIMEOUT_S = 300.0
 
 

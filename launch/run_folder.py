@@ -258,6 +258,18 @@ class RunFolder:
         path = self.path / "replay" / "began.json"
         return ReplayStart(**read_json(path)) if path.exists() else ReplayStart()
 
+    def require_shards(self, num_shards: int) -> None:
+        """Refuses to go on with fewer replay shards than there are: their episodes and agent steps would be lost.
+
+        Raises:
+            UsageError: saying how many there are.
+        """
+        there = len(list((self.path / "replay").glob("shard_*")))
+        if num_shards < there:
+            raise UsageError(
+                f"{self.path} has {there} replay shards, got cluster.num_shards={num_shards}; give at least {there}"
+            )
+
     def begin_replay_again(self, start: ReplayStart) -> None:
         """Records that an empty replay goes on from here, before the first episode is stored in it."""
         write_json(self.path / "replay" / "began.json", asdict(start))

@@ -75,6 +75,7 @@ def run_training(config: DictConfig) -> int:
     if store is not None:
         store.require_writable(is_new=config.resume is None)
     folder, wall_offset_s = _run_folder(config, out, settings.storage_replay)
+    folder.require_shards(settings.cluster.num_shards)
     if store is not None:
         store.claim(folder)
     return train(settings, folder, wall_offset_s, store)

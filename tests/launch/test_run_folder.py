@@ -84,6 +84,16 @@ def test_a_cut_last_metrics_line_is_left_out(tmp_path):
     assert list(folder.metric_lines()) == [{"phase": "train", "wall_s": 1}]
 
 
+def test_fewer_replay_shards_than_there_are_would_lose_episodes(tmp_path):
+    folder = make(tmp_path)
+    for number in range(3):
+        (folder.path / "replay" / f"shard_{number}").mkdir()
+    folder.require_shards(3)
+    folder.require_shards(4)
+    with pytest.raises(UsageError, match=r"has 3 replay shards, got cluster\.num_shards=2"):
+        folder.require_shards(2)
+
+
 # ---- damaged checkpoints
 
 
