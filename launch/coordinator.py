@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,10 +18,11 @@ from launch.evaluating import EvaluationRun
 from launch.interrupts import StopFlag
 from launch.learner_link import LearnerLink
 from launch.metrics import MetricsLog
-from launch.run_folder import RunFolder
+from launch.run_folder import ReplayStart, RunFolder
 from launch.settings import TrainSettings
 from launch.supervisor import Supervisor
 from launch.system import System
+from launch.uploads import Uploads
 from launch.watching import StoredEpisodes, Watch
 from launch.windows import RateWindow, RecentEpisodes, update_ratio
 
@@ -35,6 +37,7 @@ class Coordinator:
         log: Metrics sink.
         view: Console.
         stop: Set when the user asks to stop.
+        uploads: Copies checkpoints to a store, or None.
     """
 
     def __init__(
@@ -45,9 +48,12 @@ class Coordinator:
         log: MetricsLog,
         view: TrainingView,
         stop: StopFlag,
+        uploads: Uploads | None = None,
     ) -> None:
         self.settings, self.system, self.folder = settings, system, folder
         self.log, self.view, self.stop = log, view, stop
+        self.uploads = uploads
+        self.replay_start = folder.replay_start()
         self.recoveries = 0
         self.limiter = settings.limiter
         self.supervisor = Supervisor(settings, system, self._event)
@@ -68,17 +74,22 @@ class Coordinator:
 
     # ---- start
 
-    def restore(self) -> None:
-        """Brings counters and learner to where a resumed run stopped (a new run stays at zero)."""
+    def restore(self) -> Path | None:
+        """Brings counters and learner to where a resumed run stopped (a new run stays at zero).
+
+        Returns:
+            The checkpoint, or None if there is none yet.
+        """
         shards = self.system.shards
         self._stored = StoredEpisodes(ray.get([shard.stats.remote() for shard in shards]))
         # Not the last ones alone: blocks may be stored in another order than they were started in.
         stored = [block_number(name) for ids in ray.get([s.ids.remote() for s in shards]) for name in ids]
-        checkpoint = self.folder.latest_checkpoint()
+        checkpoint = self.folder.latest_checkpoint(tell=self._event)
         saved: dict[str, Any] = {}
         if checkpoint is not None:
             saved = self.folder.counters(checkpoint)
             self.learner.load(checkpoint)
+            self._keep_counting_if_the_replay_is_gone(saved)
             self._evaluated_at_steps = saved["evaluated_at_steps"]
             self.recoveries = saved["recoveries"]
         first_block = 1 + max(stored, default=-1)
@@ -91,6 +102,18 @@ class Coordinator:
             on_event=self._block_lost,
         )
         self.learner.publish()
+        return checkpoint
+
+    def _keep_counting_if_the_replay_is_gone(self, saved: Mapping[str, Any]) -> None:
+        """An empty replay is filled as at the start of a run; agent steps and updates go on from the checkpoint."""
+        if self._stored.agent_steps or saved["agent_steps"] == 0:
+            return
+        self.replay_start = ReplayStart(saved["agent_steps"], saved["updates"])
+        self.folder.begin_replay_again(self.replay_start)
+        self._event(
+            f"the replay is empty: it is filled again from agent step {self.replay_start.agent_steps} on, the first "
+            f"{self.limiter.min_steps} agent steps without updates"
+        )
 
     # ---- the loop
 
@@ -106,12 +129,12 @@ class Coordinator:
             self._finish_evaluation()
         self._report(force=True)
         self._checkpoint()
+        self._finish_uploads()
         return self.stop.reason or "finished"
 
     def start(self) -> None:
         """Restores the counters; makes sure that there is a checkpoint."""
-        self.restore()
-        if self.folder.latest_checkpoint() is None:
+        if self.restore() is None:
             self._checkpoint()  # A learner that dies early has something to come back to.
 
     def advance(self) -> None:
@@ -134,7 +157,7 @@ class Coordinator:
     @property
     def agent_steps(self) -> int:
         """Agent steps acknowledged by the replay shards; theirs is the truth, over kills and resumes."""
-        return self._stored.agent_steps
+        return self.replay_start.agent_steps + self._stored.agent_steps
 
     def _is_done(self) -> bool:
         budget_is_spent = self.agent_steps >= self.settings.total_agent_steps
@@ -143,7 +166,13 @@ class Coordinator:
 
     def _updates_due(self, updates: int) -> int:
         """How many updates may start now, given how many were started."""
-        return self.limiter.updates_due(self.agent_steps, updates)
+        return self.limiter.updates_due(*self._since_replay_began(self.agent_steps, updates))
+
+    def _since_replay_began(self, agent_steps: int, updates: int) -> tuple[int, int]:
+        """What the limiter counts: it holds the ratio, and waits for the first steps, of the replay that is there."""
+        start = self.replay_start
+        # An older checkpoint than the one at which the replay began is behind it: those updates are made up for.
+        return agent_steps - start.agent_steps, max(0, updates - start.updates)
 
     @property
     def _is_sync(self) -> bool:
@@ -161,7 +190,7 @@ class Coordinator:
             if not busy and self._updates_due(self.learner.updates) == 0:
                 self.blocks.start(submitted, block_steps)
             return
-        allowed = self.limiter.steps_allowed(submitted, self.learner.updates)
+        allowed = self.limiter.steps_allowed(*self._since_replay_began(submitted, self.learner.updates))
         # The last block may go over the budget by less than one block.
         whole_blocks_left = -(-left // block_steps) * block_steps
         self.blocks.start(submitted, min(allowed, whole_blocks_left))
@@ -282,16 +311,19 @@ class Coordinator:
         elif not force and now_s - self._logged_s < self.settings.log_every_s:
             return
         self._logged_s = now_s
+        self._tell_uploads()
+        replay_steps, replay_updates = self._since_replay_began(self.agent_steps, self.learner.updates)
         metrics = {
             **self._recent.metrics(),
             **self._stored.metrics(),
-            **update_ratio(self.agent_steps, self.learner.updates, self.limiter.min_steps),
+            **update_ratio(replay_steps, replay_updates, self.limiter.min_steps),
             **self.learner.take_metrics(),
             "recoveries": self.recoveries,
         }
         if not self._is_sync:
             metrics |= self._rates.update(self.log.wall_s(), self.agent_steps, self.learner.updates)
             metrics |= {**self._watch.metrics(last=force), "batch_wait_s": self.learner.batch_wait_s}
+            metrics |= self.uploads.metrics() if self.uploads is not None else {}
         self.log.row("train", self.counters(), metrics)
         shown = ("episode_success", "learned_return", "critic_loss", "agent_steps_per_s", "updates_per_s")
         view = {**self.counters(), **{k: metrics[k] for k in shown if k in metrics}}
@@ -315,9 +347,23 @@ class Coordinator:
                 for s in self._stored.shards
             ],
         }
-        self.folder.commit_checkpoint(temporary, self.agent_steps, counters, self.settings.keep_checkpoints)
+        final = self.folder.commit_checkpoint(
+            temporary, self.agent_steps, counters, self.settings.keep_checkpoints
+        )
         self.log.flush()
+        if self.uploads is not None:
+            self.uploads.submit(final)
         self._checkpointed_s = time.monotonic()
+
+    def _tell_uploads(self) -> None:
+        for text in self.uploads.news() if self.uploads is not None else ():
+            self._event(text)
+
+    def _finish_uploads(self) -> None:
+        if self.uploads is not None:
+            self.view.event("waiting until the last checkpoint is copied")
+            self.uploads.finish()
+            self._tell_uploads()
 
 
 def _finished(refs: Sequence[Any]) -> list[Any]:

@@ -181,7 +181,7 @@ def state_of(path: Path) -> str:
     if not (path / "config.yaml").is_file():
         return "new"
     folder = RunFolder(path)
-    checkpoint = folder.latest_checkpoint()
+    checkpoint = folder.latest_checkpoint(read_files=False)
     if checkpoint is None:
         return "interrupted"
     total = folder.config().total_agent_steps

@@ -133,17 +133,17 @@ class LearnerLink:
             raise RuntimeError(f"the learner failed: {describe(error)}") from error
         answer = self._wait_until_it_answers(error)
         self.in_flight.clear()  # Everything queued on the dead process is lost or will be repeated.
+        notes: list[str] = []
         if answer["state"] == "fresh":
-            checkpoint = self._folder.latest_checkpoint()
+            checkpoint = self._folder.latest_checkpoint(tell=notes.append)
             if checkpoint is None:
                 raise RuntimeError("the learner died before the first checkpoint") from error
             self.load(checkpoint)
-            self._on_recovery(
-                f"learner restarted after {describe(error)}; continues at update {self.updates}"
-            )
+            text = f"learner restarted after {describe(error)}; continues at update {self.updates}"
         else:  # It lives, and its count is the truth: a call that failed half-way may have done some updates.
             self.updates = int(answer["updates"])
-            self._on_recovery(f"learner goes on at update {self.updates} after {describe(error)}")
+            text = f"learner goes on at update {self.updates} after {describe(error)}"
+        self._on_recovery(". ".join([text, *notes]))
 
     def _wait_until_it_answers(self, error: BaseException) -> dict[str, Any]:
         deadline_s = time.monotonic() + self._recovery_timeout_s

@@ -208,7 +208,7 @@ def measure_references(settings: LocomotionDataSettings, folder: RunFolder) -> N
 
 
 def _trained_steps(folder: RunFolder) -> int:
-    checkpoint = folder.latest_checkpoint()
+    checkpoint = folder.latest_checkpoint(read_files=False)
     return 0 if checkpoint is None else int(folder.counters(checkpoint)["agent_steps"])
 
 

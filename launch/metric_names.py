@@ -56,6 +56,8 @@ REPLAY = {
     "duplicate_episodes": "Episodes that reached a shard a second time and were not stored again",
 }
 HEALTH = {
+    "storage_copies": "Checkpoints that were copied to storage=",
+    "storage_failures": "Attempts to copy a checkpoint that failed",
     "recoveries": "Deaths of processes that the driver noticed and repaired",
     "object_store_bytes": "Bytes of the cluster's object stores in use",
     "object_store_share": "Share of the cluster's object stores in use",

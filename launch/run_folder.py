@@ -3,24 +3,28 @@
 <run>/config.yaml        the composed configuration
 <run>/metrics.jsonl      one JSON object a line: phase, agent_steps, frames, updates, wall_s, metrics
 <run>/tensorboard/       the same, and videos
-<run>/checkpoints/       step_000012000/ ..., LATEST names the newest whole one
+<run>/checkpoints/       step_000012000/ ..., each with a manifest of its files; LATEST names the newest
 <run>/videos/            evaluation videos with the learned reward under the picture
-<run>/replay/            the durable replay shards
+<run>/replay/            the durable replay shards; began.json if they were begun later than the run
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from launch.cli import UsageError
-from models.files import read_json, write_atomic, write_json
+from launch.manifest import COUNTERS, FORMAT, checkpoint_number, damage, seal
+from models.files import read_json, sync_to_disk, write_atomic, write_json
 
 # Keys that may change between a run and its continuation; everything else must match.
 RESUMABLE_KEYS = (
@@ -37,16 +41,37 @@ RESUMABLE_KEYS = (
     "eval_videos",
     "checkpoint_every_s",
     "keep_checkpoints",
+    "storage",
+    "storage_replay",
     "log_every_s",
     "console",
 )
 
 
+@dataclass(frozen=True)
+class ReplayStart:
+    """Counters of the run when its replay was begun: above 0 where a run went on without its former replay."""
+
+    agent_steps: int = 0
+    updates: int = 0
+
+
+def to_stderr(text: str) -> None:
+    """Tells a person what a command found out on its way."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class RunFolder:
-    """Paths and atomic checkpoints of one run."""
+    """Paths and atomic checkpoints of one run.
+
+    Attributes:
+        path: The folder.
+        in_use: Checkpoints that are being read; they outlive `keep`.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()
+        self.in_use: set[Path] = set()
 
     @classmethod
     def create(cls, path: str | Path, config: DictConfig) -> RunFolder:
@@ -128,47 +153,118 @@ class RunFolder:
 
     def new_checkpoint_folder(self, step: int) -> Path:
         """An empty temporary folder for the parts of a checkpoint."""
-        temporary = self.path / "checkpoints" / f".step_{step:09d}.{os.getpid()}.tmp"
+        temporary = self._checkpoints / f".step_{step:09d}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         return temporary
 
     def commit_checkpoint(self, temporary: Path, step: int, counters: Mapping[str, Any], keep: int) -> Path:
-        """Completes a checkpoint whose parts are in `temporary`: counters, rename, LATEST, retention."""
-        write_json(temporary / "counters.json", dict(counters))
-        final = self.path / "checkpoints" / f"step_{step:09d}"
-        if final.exists():  # The same step twice (a resume that made no progress): the newer state wins.
-            stale = final.with_name(f".{final.name}.stale")
-            shutil.rmtree(stale, ignore_errors=True)
-            final.rename(stale)
+        """Completes a checkpoint whose parts are in `temporary`: counters, manifest, one rename, LATEST, retention.
+
+        Each of these is on the disk itself before the next begins, and the rename alone makes the checkpoint exist: a
+        kill before it leaves the former one as the newest, a kill after it this one.
+
+        Returns:
+            The final folder. A step that was saved before gets another folder, `step_000012000.2`.
+        """
+        write_json(temporary / COUNTERS, {**counters, **FORMAT})
+        numbers = [number for p in self._all_checkpoints() if (number := checkpoint_number(p)) < float("inf")]
+        seal(temporary, number=1 + int(max(numbers, default=0)))
+        final = self._checkpoints / f"step_{step:09d}"
+        attempt = 1
+        while final.exists():
+            attempt += 1
+            final = final.with_name(f"step_{step:09d}.{attempt}")
         temporary.rename(final)
-        write_atomic(self.path / "checkpoints" / "LATEST", lambda file: file.write(final.name.encode()))
+        sync_to_disk(self._checkpoints)
+        write_atomic(self._checkpoints / "LATEST", lambda file: file.write(final.name.encode()))
+        sync_to_disk(self._checkpoints)
         self._retain(keep)
         return final
 
-    def _retain(self, keep: int) -> None:
-        folder = self.path / "checkpoints"
-        whole = sorted(p for p in folder.glob("step_*") if p.is_dir())
-        for path in [*whole[:-keep], *folder.glob(".*.stale")]:
-            shutil.rmtree(path, ignore_errors=True)
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
-    def latest_checkpoint(self) -> Path | None:
+    def _all_checkpoints(self) -> list[Path]:
+        """Every checkpoint that was renamed into place, the newest first; LATEST decides among unnumbered ones."""
+        named = self._named_by_latest()
+
+        def age(path: Path) -> tuple[float, bool, list[int]]:
+            parts = [int(number) for number in re.findall(r"\d+", path.name)]
+            return checkpoint_number(path), path.name == named, parts
+
+        found = [path for path in self._checkpoints.glob("step_*") if path.is_dir()]
+        return sorted(found, key=age, reverse=True)
+
+    def _named_by_latest(self) -> str | None:
+        pointer = self._checkpoints / "LATEST"
+        return pointer.read_text().strip() if pointer.is_file() else None
+
+    def _retain(self, keep: int) -> None:
+        """Deletes what is neither among the newest `keep` whole checkpoints nor in use, and what kills have left."""
+        self._delete_leftovers()
+        found = [path for path in self._all_checkpoints() if path not in self.in_use]
+        whole = [path for path in found if damage(path, read_files=False) is None]
+        for path in found:
+            if path not in whole[:keep]:
+                # First a name that no reader looks at: a kill must not leave half a checkpoint.
+                path.rename(path.with_name(f".{path.name}.{os.getpid()}.stale"))
+        self._delete_leftovers()
+
+    def _delete_leftovers(self) -> None:
+        for pattern in (".*.stale", ".*.tmp", ".LATEST.*"):
+            for path in self._checkpoints.glob(pattern):
+                path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+
+    def latest_checkpoint(
+        self, read_files: bool = True, tell: Callable[[str], None] = to_stderr
+    ) -> Path | None:
         """Folder of the newest whole checkpoint, or None if there is none yet.
 
+        Args:
+            read_files: Compare the checksums of its files. Where only the counters are wanted, their sizes are
+                enough, which reads nothing large.
+            tell: Called with a sentence if a newer checkpoint is damaged or missing.
+
         Raises:
-            UsageError: if LATEST names a folder that is gone.
+            UsageError: if there are checkpoints and none of them is whole.
         """
-        pointer = self.path / "checkpoints" / "LATEST"
-        if not pointer.is_file():
-            return None
-        folder = pointer.parent / pointer.read_text().strip()
-        if not (folder / "counters.json").is_file():
-            raise UsageError(f"{pointer} names {folder.name}, which is missing or incomplete")
-        return folder
+        named, found = self._named_by_latest(), self._all_checkpoints()
+        problems = []
+        if named is not None and named not in [path.name for path in found]:
+            problems.append(f"{named}, which LATEST names, is missing")
+        for path in found:
+            problem = damage(path, read_files)
+            if problem is None:
+                if problems:
+                    tell(
+                        f"WARNING: checkpoint {'; '.join(problems)}. Using {path.name}, the newest whole one, in its place"
+                    )
+                return path
+            problems.append(f"{path.name} is damaged: {problem}")
+        if problems:
+            raise UsageError(
+                f"no whole checkpoint is left in {self._checkpoints}: {'; '.join(problems)}. Put one back from a copy "
+                "(of the folder, or resume=<storage URL>/<run>), or start a new run"
+            )
+        return None
 
     def counters(self, checkpoint: Path) -> dict[str, Any]:
         """Counters stored in a checkpoint."""
-        return read_json(checkpoint / "counters.json")
+        return read_json(checkpoint / COUNTERS)
+
+    # ---- replay
+
+    def replay_start(self) -> ReplayStart:
+        """Counters of the run when its replay was begun."""
+        path = self.path / "replay" / "began.json"
+        return ReplayStart(**read_json(path)) if path.exists() else ReplayStart()
+
+    def begin_replay_again(self, start: ReplayStart) -> None:
+        """Records that an empty replay goes on from here, before the first episode is stored in it."""
+        write_json(self.path / "replay" / "began.json", asdict(start))
+        sync_to_disk(self.path / "replay")
 
     # ---- metrics
 

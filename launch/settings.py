@@ -187,6 +187,10 @@ class TrainSettings:
         updates_per_call: Updates of one learner call.
         checkpoint_every_s: Seconds between checkpoints.
         keep_checkpoints: How many are kept.
+        storage: URL of a store (s3://, gs://, file://, whatever pyarrow or fsspec knows) that gets a copy of every
+            checkpoint, or None.
+        storage_replay: Whether the store gets the replay as well, and whether a resume from it takes the replay from
+            there. Otherwise such a resume fills it again.
         log_every_s: Seconds between rows of metrics.jsonl.
         console: "auto", "live", "lines" or "off".
     """
@@ -210,6 +214,8 @@ class TrainSettings:
     updates_per_call: int = 50
     checkpoint_every_s: float = 300.0
     keep_checkpoints: int = 2
+    storage: str | None = None
+    storage_replay: bool = False
     log_every_s: float = 10.0
     console: str = "auto"
 

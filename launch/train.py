@@ -1,7 +1,7 @@
 """Trains a policy with Ray: rollout actors, reward actors, replay shards, one DrQ-v2 learner.
 
 python launch/train.py task=door-close reward=diffusion reward.checkpoint=<folder> preset=laptop
-python launch/train.py resume=<run folder>
+python launch/train.py resume=<run folder, or storage URL/run>
 ray job submit --working-dir . -- python launch/train.py task=door-close out=/abs/path ...
 """
 
@@ -24,6 +24,8 @@ from launch.paths import absolute_path
 from launch.ray_access import protect_local_ray, ray_address
 from launch.run_folder import RunFolder
 from launch.settings import TrainSettings, train_settings
+from launch.storage import StoredRun
+from launch.stores import is_url, run_name, run_url
 
 
 def main() -> None:
@@ -35,13 +37,18 @@ def with_overrides_of_the_run(overrides: list[str]) -> list[str]:
     """Puts the resumed run's own overrides in front, so that only deliberate changes differ.
 
     Raises:
-        UsageError: if `resume=` does not name a run folder.
+        UsageError: if `resume=` names neither a run folder nor a stored run.
     """
     resumed = [o.partition("=")[2] for o in overrides if o.startswith("resume=")]
     if not resumed or resumed[-1] == "null":
         return overrides
-    run = RunFolder.open(absolute_path(resumed[-1], "resume"))
-    return [o for o in run.config().overrides if not o.startswith(("out=", "resume="))] + overrides
+    given = resumed[-1].strip("'\"")  # Hydra wants quotes around some URLs.
+    config = (
+        StoredRun(given).config()
+        if is_url(given)
+        else RunFolder.open(absolute_path(given, "resume")).config()
+    )
+    return [o for o in config.overrides if not o.startswith(("out=", "resume="))] + overrides
 
 
 def run_training(config: DictConfig) -> int:
@@ -63,8 +70,14 @@ def run_training(config: DictConfig) -> int:
     check_bonus(settings)
     if ray_address(settings.cluster.address) == "local":
         check_gl()  # On a cluster the nodes that render may be others than this one.
-    folder, wall_offset_s = _run_folder(config, settings)
-    return train(settings, folder, wall_offset_s)
+    out = _out(config, settings)
+    store = None if settings.storage is None else StoredRun(run_url(settings.storage, out.name))
+    if store is not None:
+        store.require_writable(is_new=config.resume is None)
+    folder, wall_offset_s = _run_folder(config, out, settings.storage_replay)
+    if store is not None:
+        store.claim(folder)
+    return train(settings, folder, wall_offset_s, store)
 
 
 def video_folders(given: Any, task: str) -> str | list[str]:
@@ -101,26 +114,36 @@ def check_reward_model(settings: TrainSettings) -> None:
     model.check_environment(env.render, env.action_repeat, env.task, env.domain)
 
 
-def _run_folder(config: DictConfig, settings: TrainSettings) -> tuple[RunFolder, float]:
+def _out(config: DictConfig, settings: TrainSettings) -> Path:
+    """Path of the run folder: the one that is resumed, or a new one."""
+    if config.resume is not None and not is_url(config.resume):
+        return absolute_path(config.resume, "resume")
+    if config.out is not None:
+        return absolute_path(config.out, "out")
+    run = f"{settings.env.task}_{settings.reward.name}_seed{settings.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    return absolute_path(f"runs/{run_name(config.resume) if config.resume is not None else run}", "out")
+
+
+def _run_folder(config: DictConfig, out: Path, with_replay: bool) -> tuple[RunFolder, float]:
     if config.resume is None:
-        name = (
-            f"{settings.env.task}_{settings.reward.name}_seed{settings.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
-        )
-        out = absolute_path(config.out if config.out is not None else f"runs/{name}", "out")
         return RunFolder.create(out, config), 0.0
-    folder = RunFolder.open(absolute_path(config.resume, "resume"))
+    is_stored = is_url(config.resume)
+    folder = StoredRun(config.resume).download(out, with_replay) if is_stored else RunFolder.open(out)
     folder.require_same_config(config)
     wall_s = max((row["wall_s"] for row in folder.metric_lines()), default=0.0)
     return folder, wall_s
 
 
-def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0) -> int:
+def train(
+    settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0, store: StoredRun | None = None
+) -> int:
     """Starts Ray, builds the actors, runs the coordinator, shuts everything down.
 
     Args:
         settings: Everything configurable.
         folder: Run folder.
         wall_offset_s: Wall time of the earlier parts of a resumed run.
+        store: Gets copies of the checkpoints.
     """
     protect_local_ray(settings.cluster.address)
     import ray
@@ -131,7 +154,9 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
     from launch.metrics import MetricsLog
     from launch.placement import require_resources
     from launch.ray_metrics import RayMetrics, endpoint
+    from launch.replay_copies import ReplayCopies
     from launch.system import build_system, start_ray
+    from launch.uploads import Uploads
 
     view = TrainingView(
         f"{settings.env.task}  reward={settings.reward.name}  {folder.path}", settings.console
@@ -150,12 +175,18 @@ def train(settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0
         tags = {"run": folder.path.name, "task": settings.env.task, "reward": settings.reward.name}
         log = MetricsLog(folder.path, wall_offset_s, sink=RayMetrics(tags))
         try:
-            outcome = Coordinator(settings, system, folder, log, view, stop).run()
+            uploads = None
+            if store is not None:
+                replay = ReplayCopies(store, folder, system.shards) if settings.storage_replay else None
+                uploads = Uploads(store, folder, settings.keep_checkpoints, replay)
+            outcome = Coordinator(settings, system, folder, log, view, stop, uploads).run()
         finally:
             log.close()
         view.event(f"{outcome}: run folder {folder.path}")
         if outcome != "finished":
             view.event(f"go on with: python launch/train.py resume={folder.path}")
+            if store is not None:
+                view.event(f"or anywhere with: python launch/train.py resume={store.url}")
     finally:
         view.close()
         ray.shutdown()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,12 @@ class Journal:
         """Records an episode whose rows are written; it is stored from here on."""
         self._append([_commit_entry(episode)])
 
+    def past(self, ids: Sequence[str], steps: int) -> None:
+        """Records episodes that were stored and evicted elsewhere, and their agent steps together."""
+        entries = _past_entries(ids, steps)
+        if entries:
+            self._append(entries)
+
     def evict(self, episodes: Iterable[StoredEpisode]) -> None:
         """Records that the rows of these episodes may now be overwritten."""
         entries = [{"op": "evict", "id": episode.episode_id} for episode in episodes]
@@ -122,19 +128,33 @@ class Journal:
         self._lines = self._lines_at_compaction = len(entries)
 
     def _short_form(self) -> list[dict]:
-        past = sorted(self.ids - self.live.keys())
-        past_steps = self.total_steps - sum(episode.steps for episode in self.live.values())
-        entries: list[dict] = [
-            {"op": "past", "ids": past[first : first + IDS_PER_LINE], "steps": 0}
-            for first in range(0, len(past), IDS_PER_LINE)
+        return _past_entries(self.past_ids, self.past_steps) + [
+            _commit_entry(episode) for episode in self.live.values()
         ]
-        if entries:
-            entries[0]["steps"] = past_steps
-        return entries + [_commit_entry(episode) for episode in self.live.values()]
+
+    @property
+    def past_ids(self) -> list[str]:
+        """Ids of the evicted episodes, sorted."""
+        return sorted(self.ids - self.live.keys())
+
+    @property
+    def past_steps(self) -> int:
+        """Agent steps of the evicted episodes."""
+        return self.total_steps - sum(episode.steps for episode in self.live.values())
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self._fd)
+
+
+def _past_entries(ids: Sequence[str], steps: int) -> list[dict]:
+    entries: list[dict] = [
+        {"op": "past", "ids": list(ids[first : first + IDS_PER_LINE]), "steps": 0}
+        for first in range(0, len(ids), IDS_PER_LINE)
+    ]
+    if entries:
+        entries[0]["steps"] = steps
+    return entries
 
 
 def _commit_entry(episode: StoredEpisode) -> dict:

@@ -6,7 +6,9 @@ import fcntl
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from learner.batch import Batch
 from learner.index import EpisodeIndex
 from learner.journal import Journal, StoredEpisode
 from learner.ring import EvictionCounter, RowFile, read_ahead_if_large
-from learner.rows import read_transitions, row_fields, rows_of
+from learner.rows import episode_of, read_transitions, row_fields, rows_of
 from models.episode import Episode
 from models.files import read_json, write_json
 
@@ -181,6 +183,22 @@ class EpisodeStore:
         """Ids of the episodes that are there now, oldest first."""
         return list(self._journal.live)
 
+    @property
+    def past(self) -> tuple[list[str], int]:
+        """Ids of all evicted episodes, and their agent steps together."""
+        return self._journal.past_ids, self._journal.past_steps
+
+    def add_past(self, ids: Sequence[str], steps: int) -> None:
+        """Counts episodes that another store, whose copy this one becomes, had evicted; this one must be empty.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if self._journal.ids:
+            raise ValueError(f"replay store {self.folder} is not empty: a copy needs a new folder")
+        self._journal.past(ids, steps)
+        self._load_index()
+
     def __contains__(self, episode_id: str) -> bool:
         """Whether an episode of this id was ever inserted."""
         return episode_id in self._journal.ids
@@ -272,6 +290,24 @@ class EpisodeStore:
             )
         rows, _ = self.index.draw(batch_size, rng)
         return self.transitions(rows)
+
+    def episodes(self, first: int, most_steps: int) -> list[Episode]:
+        """Whole episodes, oldest first.
+
+        Args:
+            first: Number of the first one; live ones are numbered from `index.evicted` on.
+            most_steps: Stop before the sum of their agent steps is more, but not before one episode.
+        """
+        found: list[Episode] = []
+        steps = 0
+        for stored in islice(self._live, max(0, first - self.index.evicted), None):
+            steps += stored.steps
+            if found and steps > most_steps:
+                break
+            rows = (stored.start_row + np.arange(stored.steps + 1)) % self.config.rows
+            data = {name: file.data[rows] for name, file in self._files.items()}
+            found.append(episode_of(data, stored.episode_id, stored.task))
+        return found
 
     def transitions(self, rows: np.ndarray) -> Batch:
         """Reads the n-step transitions that start at the given rows (modulo the ring).

@@ -12,6 +12,7 @@ import numpy as np
 from learner.batch import Batch
 from learner.local_reads import StoreSnapshot, machine_id, take_snapshot
 from learner.replay import EpisodeStore, ReplayConfig
+from learner.replay_copy import Piece, export_piece
 from models.episode import Episode
 
 
@@ -99,6 +100,18 @@ class ReplayShard:
             "total_inserted_steps": self._store.total_inserted_steps,
             "total_inserted_episodes": self._store.total_inserted_episodes,
         }
+
+    def export(self, after: dict[str, Any] | None, path: str, most_bytes: int) -> dict[str, Any]:
+        """Writes the next episodes for a copy of this shard (`replay_copy.export_piece`); inserts wait meanwhile.
+
+        Args:
+            after: Fields of the newest `Piece` that was written before, or None.
+            path: File in a folder that the caller sees as well.
+            most_bytes: About how large the file may be.
+        """
+        piece = None if after is None else Piece(**after)
+        most_steps = most_bytes // (3 * self._store.resolution_px**2)
+        return export_piece(self._store, piece, Path(path), most_steps)
 
     def ids(self) -> list[str]:
         """Ids of the episodes that are stored now, the oldest first."""

@@ -73,3 +73,9 @@ def rows_of(episode: Episode) -> dict[str, np.ndarray]:
     }
     padded = {name: np.concatenate([value, np.zeros_like(value[:1])]) for name, value in values.items()}
     return {"frames": episode.frames, **padded}
+
+
+def episode_of(rows: Mapping[str, np.ndarray], episode_id: str, task: str) -> Episode:
+    """The episode whose T + 1 rows of each file these are; what `rows_of` undoes."""
+    frames, rest = rows["frames"], {name: values[:-1] for name, values in rows.items() if name != "frames"}
+    return Episode(episode_id, task, frames, **rest)

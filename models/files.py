@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -32,6 +33,20 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync_to_disk(path: str | Path) -> None:
+    """Waits until the contents of a file, or the names in a folder, are on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if (
+            error.errno != errno.EINVAL
+        ):  # What some network file systems answer for a folder: they have no such call.
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -10,6 +10,7 @@ import ray
 from launch import blocks
 from launch.blocks import Block, BlockPipeline
 from launch.coordinator import Coordinator
+from launch.run_folder import ReplayStart
 from launch.watching import StoredEpisodes
 
 
@@ -100,6 +101,7 @@ def test_agent_steps_never_fall_when_acknowledgements_are_handled_out_of_order()
     coordinator = Coordinator.__new__(Coordinator)
     stats = ("total_inserted_steps", "total_inserted_episodes", "size_transitions")
     coordinator._stored = StoredEpisodes([dict.fromkeys(stats, 200), dict.fromkeys(stats, 0)])
+    coordinator.replay_start = ReplayStart()
     coordinator._recent = SimpleNamespace(add=lambda *_: None)
     coordinator._watch = SimpleNamespace(block_done=lambda _: None)
     coordinator.learner = SimpleNamespace(updates=0)

@@ -72,7 +72,7 @@ def test_a_learner_that_failed_goes_on_from_its_checkpoint_or_from_its_own_count
     monkeypatch, state, done, loaded, updates, event
 ):
     actor, events = MortalLearner(state, done), []
-    folder = SimpleNamespace(latest_checkpoint=lambda: "step_1")
+    folder = SimpleNamespace(latest_checkpoint=lambda tell: "step_1")
     link = LearnerLink(actor, folder, on_recovery=events.append)
     link.start(20, agent_steps=100)
     (call,) = link.in_flight

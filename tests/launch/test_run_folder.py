@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -77,3 +82,161 @@ def test_a_cut_last_metrics_line_is_left_out(tmp_path):
     folder = make(tmp_path)
     (folder.path / "metrics.jsonl").write_text('{"phase": "train", "wall_s": 1}\n{"phase": "tr')
     assert list(folder.metric_lines()) == [{"phase": "train", "wall_s": 1}]
+
+
+# ---- damaged checkpoints
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:2])
+
+
+def flip(path):
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "message"),
+    [
+        ("learner.pt", cut, "learner.pt has 2 bytes, expected 3"),
+        ("learner.pt", flip, "learner.pt has another checksum"),
+        ("learner.pt", os.remove, "learner.pt is missing"),
+        ("counters.json", flip, "counters.json has another checksum"),
+        ("manifest.json", cut, "cannot be read"),
+        ("manifest.json", os.remove, "manifest.json is missing"),
+        ("", shutil.rmtree, "step_000000300, which LATEST names, is missing"),
+    ],
+)
+def test_the_newest_whole_checkpoint_is_used_and_it_says_so(tmp_path, name, harm, message):
+    folder, said = make(tmp_path), []
+    for step in (200, 300):
+        save(folder, step)
+    harm(folder.path / "checkpoints" / "step_000000300" / name)
+    assert folder.latest_checkpoint(tell=said.append).name == "step_000000200"
+    assert len(said) == 1 and message in said[0] and "Using step_000000200" in said[0]
+
+    save(folder, 400)  # The damaged one does not count among those that are kept.
+    names = {p.name for p in (folder.path / "checkpoints").glob("step_*")}
+    assert {"step_000000200", "step_000000400"} <= names or harm is flip
+    assert folder.latest_checkpoint(tell=pytest.fail).name == "step_000000400"
+
+
+def test_sizes_alone_are_checked_where_only_the_counters_are_wanted(tmp_path):
+    folder = make(tmp_path)
+    for step in (200, 300):
+        save(folder, step)
+    flip(folder.path / "checkpoints" / "step_000000300" / "learner.pt")
+    assert folder.latest_checkpoint(read_files=False).name == "step_000000300"
+    cut(folder.path / "checkpoints" / "step_000000300" / "learner.pt")
+    assert folder.latest_checkpoint(read_files=False).name == "step_000000200"
+
+
+def test_no_whole_checkpoint_at_all_is_an_error_that_names_each(tmp_path):
+    folder = make(tmp_path)
+    for path in [save(folder, step) for step in (200, 300)]:
+        cut(path / "learner.pt")
+    with pytest.raises(
+        UsageError, match=r"no whole checkpoint is left.*step_000000300 is.*step_000000200 is"
+    ):
+        folder.latest_checkpoint()
+
+
+def test_a_checkpoint_from_before_manifests_is_taken_and_a_new_one_wins_over_it(tmp_path):
+    folder = make(tmp_path)
+    for step in (100, 200):
+        old = folder.path / "checkpoints" / f"step_{step:09d}"
+        old.mkdir()
+        (old / "counters.json").write_text('{"agent_steps": 200}')
+    (folder.path / "checkpoints" / "LATEST").write_text("step_000000200")
+    assert folder.latest_checkpoint(tell=pytest.fail) == old
+    save(folder, 150)  # Later, though of an earlier step: a power cut may take the newest episodes.
+    assert folder.latest_checkpoint(tell=pytest.fail).name == "step_000000150"
+    assert old.exists()
+
+
+def test_a_checkpoint_in_use_outlives_its_successors(tmp_path):
+    folder = make(tmp_path)
+    first = save(folder, 100, keep=1)
+    folder.in_use.add(first)
+    save(folder, 200, keep=1)
+    assert first.exists()
+    folder.in_use.clear()
+    save(folder, 300, keep=1)
+    assert not first.exists()
+
+
+# ---- kills
+
+FILE_EVENTS = ("open", "os.", "shutil.", "tempfile.")
+
+
+def commit_until_event(folder, step, keep, last_event):
+    """Commits a checkpoint in a child process that is gone before its n-th file-system call; True if it came to its end."""
+    child = os.fork()
+    if child == 0:
+        left = last_event
+
+        def count(event, _):
+            nonlocal left
+            if event.startswith(FILE_EVENTS):
+                left -= 1
+                if left < 0:
+                    os._exit(9)
+
+        sys.addaudithook(count)
+        save(folder, step, keep)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(("step", "keep"), [(300, 1), (200, 2)])
+def test_a_kill_before_any_file_system_call_leaves_a_whole_checkpoint(tmp_path, monkeypatch, step, keep):
+    """Of a later step, and of the step that was saved last."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # Decides what a power cut leaves, not a kill.
+    seen, is_complete, event = [], False, 0
+    while not is_complete:
+        folder = RunFolder.create(tmp_path / f"run{event}", OmegaConf.create(CONFIG))
+        for earlier in (100, 200):
+            save(folder, earlier, keep)
+        is_complete = commit_until_event(folder, step, keep, event)
+        found = folder.latest_checkpoint(tell=pytest.fail)
+        seen.append(found.name)
+        assert folder.counters(found)["agent_steps"] == int((found / "learner.pt").read_text())
+        save(folder, 400, keep)
+        names = sorted(p.name for p in (folder.path / "checkpoints").iterdir())
+        assert names[0] == "LATEST" and len(names) == 1 + keep  # Nothing is left lying about.
+        assert names[-1] == folder.latest_checkpoint(tell=pytest.fail).name == "step_000000400"
+        event += 1
+    new = "step_000000300" if step == 300 else "step_000000200.2"
+    assert event > 20 and seen[0] == "step_000000200" and seen[-1] == new
+    assert seen == sorted(seen)  # First always the old one, from the rename on always the new one.
+
+
+def test_everything_is_on_the_disk_itself_before_the_next_step(tmp_path, monkeypatch):
+    """What a power cut may undo: a rename that reaches the disk before what it renames."""
+    folder, calls = make(tmp_path), []
+
+    def record(name, what):
+        def call(*arguments):
+            calls.append((name, Path(what(arguments))))
+            return real(*arguments)
+
+        owner = Path if name == "rename" else os
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, call)
+
+    record("fsync", lambda arguments: os.readlink(f"/proc/self/fd/{arguments[0]}"))
+    record("replace", lambda arguments: arguments[1])
+    record("rename", lambda arguments: arguments[1])
+    final = save(folder, 100)
+    renamed = calls.index(("rename", final))
+    before, after = calls[:renamed], calls[renamed + 1 :]
+    temporary = before[0][1].parent
+    for name in ("learner.pt", "counters.json"):
+        assert before.index(("fsync", temporary / name)) < before.index(
+            ("replace", temporary / "manifest.json")
+        )
+    assert before[-1] == ("fsync", temporary)
+    assert after[0] == ("fsync", final.parent) == after[-1]
+    assert ("replace", final.parent / "LATEST") in after

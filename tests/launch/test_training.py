@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from launch.run_folder import RunFolder
 from tests.launch.conftest import ROOT, run_verb
 
 SMALL = [
@@ -90,6 +91,8 @@ def test_kill_resume_evaluate(tiny, tmp_path):
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     before = stored_ids(run)
+    newest = RunFolder(run).latest_checkpoint() / "learner.pt"
+    newest.write_bytes(newest.read_bytes()[:-1])
     done_steps = 20 * len(before)
     assert before and len(set(before)) == len(before)
 
@@ -103,6 +106,7 @@ def test_kill_resume_evaluate(tiny, tmp_path):
     assert last["updates"] == (total - 80) // 2
     assert last["frames"] == 3 * total
     assert rows(run, "eval")[-1]["agent_steps"] == total
+    assert f"{newest.parent.name} is damaged: learner.pt has" in rows(run, "event")[0]["event"]
     assert {"critic_loss", "learned_return", "episode_success"} <= last.keys()
 
     out = tmp_path / "evaluation"

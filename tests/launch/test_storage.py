@@ -1,0 +1,476 @@
+"""Checkpoints in a store: whole or not there, whatever fails; a run goes on from them with the same counters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+from launch import replay_copies, storage, uploads
+from launch.cli import UsageError
+from launch.coordinator import Coordinator
+from launch.replay_copies import ReplayCopies
+from launch.run_folder import ReplayStart, RunFolder
+from launch.storage import StoredRun
+from launch.stores import is_url, run_name, run_url
+from launch.uploads import Uploads
+from launch.watching import StoredEpisodes
+from learner.limiter import UpdateRatioLimiter
+from learner.replay import EpisodeStore, ReplayConfig
+from learner.replay_actor import ReplayShard
+from tests.launch.conftest import run_verb
+from tests.launch.test_training import SMALL, rows, start, stored_ids, wait_until
+from tests.learner.helpers import ACTION_DIM, make_episode
+
+CONFIG = {"total_agent_steps": 10, "overrides": ["seed=3"]}
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request, tmp_path):
+    """A store of pyarrow's own, and one that only fsspec knows."""
+    return f"file://{tmp_path}/store" if request.param == "file" else f"memory://{uuid.uuid4().hex}"
+
+
+def make(tmp_path, name="run"):
+    folder = RunFolder.create(tmp_path / name, OmegaConf.create(CONFIG))
+    (folder.path / "metrics.jsonl").write_text('{"phase": "train", "agent_steps": 0, "wall_s": 1.5}\n')
+    return folder
+
+
+def save(folder, step, keep=2):
+    def write(path):
+        (path / "rllib").mkdir()
+        (path / "rllib" / "state.bin").write_bytes(bytes([step % 251]) * 5000)
+        (path / "learner.pt").write_text(str(step))
+
+    return folder.save_checkpoint(step, write, {"agent_steps": step, "updates": step // 2}, keep)
+
+
+def metrics(folder):
+    return (folder.path / "metrics.jsonl").read_bytes()
+
+
+def extra(folder):
+    return {"metrics.jsonl": metrics(folder)}
+
+
+def step_folders(store):
+    return [name for name in reversed(store._names("")) if name.startswith("step_")]
+
+
+def test_urls():
+    assert (
+        run_url("s3://bucket/runs/?region=eu-west-1", "a_seed0")
+        == "s3://bucket/runs/a_seed0?region=eu-west-1"
+    )
+    assert run_url("memory://x", "a") == "memory://x/a"
+    assert run_name("s3://bucket/runs/a_seed0?region=eu-west-1") == "a_seed0"
+    assert is_url("gs://b/x") and not is_url("/abs/run") and not is_url(None)
+    with pytest.raises(UsageError, match="names no run"):
+        run_name("s3://bucket")
+    with pytest.raises(UsageError, match="cannot be part of a URL"):
+        run_url("s3://bucket", "a b")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("runs", "is no URL"),
+        ("nope://bucket/run", r"neither pyarrow .* nor fsspec .*Protocol not known: nope"),
+        ("s3://key:secret@bucket/run", "has a password in it"),
+    ],
+)
+def test_urls_that_cannot_work_are_refused(bad, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        StoredRun(bad)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "store").write_text("a file where the folder should be")
+    with pytest.raises(
+        UsageError, match=r"cannot use file://.*check the URL, the network and the credentials"
+    ):
+        StoredRun(f"file://{tmp_path}/store/run").require_writable(is_new=True)
+
+
+def test_a_store_that_does_not_answer_is_refused(monkeypatch):
+    monkeypatch.setattr(storage, "ANSWER_TIMEOUT_S", 0.1)
+    store = StoredRun(f"memory://{uuid.uuid4().hex}/run")
+    monkeypatch.setattr(store, "_write", lambda *_: time.sleep(5))
+    with pytest.raises(UsageError, match="no answer within 0 s"):
+        store.require_writable(is_new=True)
+
+
+def test_a_run_is_stored_once_and_only_its_own_folder_goes_on(tmp_path, url):
+    folder, store = make(tmp_path), StoredRun(f"{url}/run")
+    store.require_writable(is_new=True)
+    store.claim(folder)
+    assert store.config() == OmegaConf.create(CONFIG)
+    with pytest.raises(UsageError, match=r"stored in .* already; nothing is overwritten"):
+        StoredRun(f"{url}/run").require_writable(is_new=True)
+    StoredRun(f"{url}/run").require_writable(is_new=False)
+    StoredRun(f"{url}/run").claim(folder)
+    other = RunFolder.create(tmp_path / "other", OmegaConf.create({"total_agent_steps": 11}))
+    with pytest.raises(UsageError, match="holds another run"):
+        store.claim(other)
+    with pytest.raises(UsageError, match="no run is stored"):
+        StoredRun(f"{url}/nothing").config()
+
+
+def test_what_is_stored_comes_back_the_same_and_old_checkpoints_go(tmp_path, url):
+    folder, store = make(tmp_path), StoredRun(f"{url}/run")
+    store.claim(folder)
+    for step in (100, 200, 300):
+        checkpoint = save(folder, step)
+        store.upload(checkpoint, extra(folder), keep=2)
+    assert list(store.checkpoints()) == step_folders(store) == ["step_000000300", "step_000000200"]
+
+    copy = StoredRun(f"{url}/run").download(tmp_path / "copy")
+    found = copy.latest_checkpoint(tell=pytest.fail)
+    assert found == tmp_path / "copy" / "checkpoints" / "step_000000300"
+    files = lambda root: {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}  # noqa: E731
+    there = {n: json.loads(d) if n == "manifest.json" else d for n, d in files(found).items()}
+    here = {n: json.loads(d) if n == "manifest.json" else d for n, d in files(checkpoint).items()}
+    assert there == here
+    assert metrics(copy) == metrics(folder) and copy.config() == folder.config()
+    assert save(copy, 300).name == "step_000000300.2"  # Numbered on: newer than what was downloaded.
+    assert copy.latest_checkpoint(tell=pytest.fail).name == "step_000000300.2"
+    with pytest.raises(UsageError, match="already exists; nothing is overwritten"):
+        store.download(tmp_path / "copy")
+
+
+class Dying(StoredRun):
+    """Leaves half of the n-th thing that it writes or deletes, and does nothing more."""
+
+    def __init__(self, url, calls):
+        super().__init__(url)
+        self.calls = calls
+
+    def _count(self):
+        self.calls -= 1
+        if self.calls < 0:
+            raise ConnectionError("gone")
+        return self.calls == 0
+
+    def _write(self, name, data):
+        super()._write(name, data[: len(data) // 2] if self._count() else data)
+
+    def copy_in(self, path, name):
+        if self._count():
+            StoredRun._write(self, name, path.read_bytes()[:1])
+        else:
+            super().copy_in(path, name)
+
+    def _delete(self, name):
+        if not self._exists(name):
+            return
+        if self._count():
+            self._fs.delete_file(f"{self._root}/{name}/manifest.json")
+        else:
+            super()._delete(name)
+
+
+def test_an_upload_that_stops_anywhere_leaves_the_former_checkpoint(tmp_path, url):
+    folder = make(tmp_path)
+    former, newer, newest = (save(folder, step, keep=3) for step in (100, 200, 300))
+    names, calls, is_complete = [], 0, False
+    while not is_complete:
+        calls += 1
+        place = f"{url}/run{calls}"
+        StoredRun(place).claim(folder)
+        StoredRun(place).upload(former, extra(folder), keep=1)
+        try:
+            Dying(place, calls).upload(newer, extra(folder), keep=1)
+            is_complete = calls > 10
+        except ConnectionError:
+            pass
+        copy = StoredRun(place).download(tmp_path / f"copy{calls}", tell=pytest.fail)
+        names.append(copy.latest_checkpoint(tell=pytest.fail).name)
+        StoredRun(place).upload(newest, extra(folder), keep=1)
+        assert step_folders(StoredRun(place)) == ["step_000000300"]  # The remains are gone.
+    # counters.json, learner.pt, rllib/state.bin, metrics.jsonl, the manifest (half of it is none), the former's end.
+    assert names[:5] == ["step_000000100"] * 5 and set(names[5:]) == {"step_000000200"}
+
+
+def test_a_damaged_stored_checkpoint_is_told_and_the_one_before_it_used(tmp_path, url):
+    folder, store, said = make(tmp_path), StoredRun(f"{url}/run"), []
+    store.claim(folder)
+    for step in (100, 200):
+        store.upload(save(folder, step), extra(folder), keep=2)
+    store._write("step_000000200/learner.pt", b"2xx")
+    copy = store.download(tmp_path / "copy", tell=said.append)
+    assert copy.latest_checkpoint(tell=pytest.fail).name == "step_000000100"
+    assert "step_000000200" in said[0] and "learner.pt has another checksum" in said[0]
+
+    manifest = json.loads(store._read("step_000000100/manifest.json"))
+    manifest["files"]["../../../elsewhere"] = manifest["files"]["learner.pt"]
+    store._write("step_000000100/manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(UsageError, match=r"no whole checkpoint is stored.*outside of its folder"):
+        store.download(tmp_path / "second", tell=said.append)
+    assert sorted(p.name for p in tmp_path.iterdir() if "second" in p.name) == []
+
+
+# ---- beside a training
+
+
+def wait_for(condition):
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s, "timed out"
+        time.sleep(0.01)
+
+
+def test_uploads_do_not_hold_up_and_the_newest_is_copied(tmp_path):
+    folder, store = make(tmp_path), StoredRun(f"memory://{uuid.uuid4().hex}/run")
+    store.claim(folder)
+    began, go, plain = threading.Event(), threading.Event(), store.upload
+
+    def upload(*arguments):
+        began.set()
+        go.wait()
+        plain(*arguments)
+
+    store.upload = upload
+    copies = Uploads(store, folder, keep=2)
+    copies.submit(save(folder, 100, keep=1))
+    began.wait()
+    for step in (200, 300, 400):
+        copies.submit(save(folder, step, keep=1))
+    kept = {p.name for p in (folder.path / "checkpoints").glob("step_*")}
+    assert {"step_000000100", "step_000000400"} <= kept and "step_000000200" not in kept
+    go.set()
+    copies.finish()
+    assert list(store.checkpoints()) == ["step_000000400", "step_000000100"]
+    assert copies.metrics() == {"storage_copies": 2, "storage_failures": 0}
+    save(folder, 500, keep=1)
+    assert [p.name for p in (folder.path / "checkpoints").glob("step_*")] == ["step_000000500"]
+
+
+def test_a_failed_copy_is_told_and_tried_again_with_the_next_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "RETRY_PAUSE_S", 0.01)
+    folder, store = make(tmp_path), StoredRun(f"memory://{uuid.uuid4().hex}/run")
+    store.claim(folder)
+    plain, is_down = store.copy_in, True
+
+    def copy(*arguments):
+        if is_down:
+            raise ConnectionError("no route")
+        plain(*arguments)
+
+    store.copy_in = copy
+    copies = Uploads(store, folder, keep=2)
+    copies.submit(save(folder, 100))
+    wait_for(lambda: copies.failures == 1)
+    (told,) = copies.news()
+    assert "step_000000100 is not copied" in told and "no route" in told and not copies.news()
+    is_down = False
+    copies.submit(save(folder, 200))
+    copies.finish()
+    assert list(store.checkpoints()) == ["step_000000200"]
+    assert copies.news() == [f"checkpoint step_000000200 is copied to {store.url} again"]
+
+    is_down = True
+    copies.submit(save(folder, 300))
+    copies.finish()
+    assert copies.failures == 4 and "the last checkpoint is not in" in copies.news()[-1]
+
+
+# ---- a replay that is begun again
+
+
+def simulate(limiter, start, total, block, updates=None, per_call=10):
+    """Blocks and updates by turns until nothing more may start; yields (agent steps of the replay, updates) of each call."""
+    made = Coordinator.__new__(Coordinator)
+    made.limiter, made.replay_start = limiter, start
+    made._stored = StoredEpisodes([{"total_inserted_steps": 0}])
+    (shard,) = made._stored.shards
+    updates = start.updates if updates is None else updates
+    calls = []
+    while True:
+        allowed = limiter.steps_allowed(*made._since_replay_began(made.agent_steps, updates))
+        due = made._updates_due(updates)
+        if made.agent_steps < total and allowed >= block:
+            shard["total_inserted_steps"] += block
+        elif due > 0:
+            calls.append((shard["total_inserted_steps"], min(due, per_call)))
+            updates += min(due, per_call)
+        else:
+            return made.agent_steps, updates, calls
+
+
+@pytest.mark.parametrize("lag", [0, 500])
+def test_an_empty_replay_is_filled_first_and_the_ratio_holds_from_there(lag):
+    """Whatever the learner still owed when the old replay was lost: no burst on a small replay, no standstill."""
+    limiter = UpdateRatioLimiter(updates_per_step=0.5, min_steps=2000, tolerance_steps=1000)
+    begun = ReplayStart(agent_steps=50_000, updates=24_000 - lag)
+    steps, updates, calls = simulate(limiter, begun, total=60_000, block=100)
+    assert (steps, updates) == (60_000, begun.updates + (10_000 - 2000) // 2)
+    assert min(size for size, _ in calls) >= 2000
+    done = 0
+    for size, count in calls:
+        done += count
+        assert done <= (size - 2000) / 2
+
+
+def test_an_older_checkpoint_than_the_replay_makes_up_for_its_updates():
+    limiter = UpdateRatioLimiter(updates_per_step=0.5, min_steps=200, tolerance_steps=100)
+    begun = ReplayStart(agent_steps=5000, updates=2400)
+    assert simulate(limiter, begun, total=6000, block=100, updates=2000)[:2] == (6000, 2400 + 800 // 2)
+
+
+def test_a_lost_replay_is_recorded_before_the_first_episode(tmp_path):
+    folder, said = make(tmp_path), []
+    made = Coordinator.__new__(Coordinator)
+    made.folder, made.limiter, made._event = folder, UpdateRatioLimiter(), said.append
+    made.replay_start = folder.replay_start()
+    made._stored = StoredEpisodes([{"total_inserted_steps": 0}, {"total_inserted_steps": 0}])
+    made._keep_counting_if_the_replay_is_gone({"agent_steps": 700, "updates": 300})
+    assert made.agent_steps == 700 and RunFolder.open(folder.path).replay_start() == ReplayStart(700, 300)
+    assert "the replay is empty" in said[0]
+    made._stored.shards[0]["total_inserted_steps"] = 20
+    made._keep_counting_if_the_replay_is_gone({"agent_steps": 710, "updates": 300})
+    assert made.agent_steps == 720 and folder.replay_start() == ReplayStart(700, 300)
+
+
+# ---- the replay in the store
+
+
+class Shard:
+    """A replay shard that answers at once."""
+
+    def __init__(self, folder):
+        self.actor = ReplayShard(
+            folder, ReplayConfig(capacity_transitions=60, episode_steps=10), 4, ACTION_DIM
+        )
+        self.export = SimpleNamespace(remote=self.actor.export)
+
+    def insert(self, *numbers):
+        self.actor.insert("block", [make_episode(number, 10) for number in numbers])
+
+
+def shard_of(folder, monkeypatch):
+    monkeypatch.setattr(replay_copies.ray, "get", lambda answer, timeout: answer)
+    monkeypatch.setattr(replay_copies, "PIECE_BYTES", 25 * 3 * 4 * 4)  # Two episodes of ten steps.
+    return Shard(folder.path / "replay" / "shard_0")
+
+
+def with_replay(folder, copies):
+    return {**extra(folder), "replay.json": copies.update()}
+
+
+def restored(folder):
+    store = EpisodeStore(
+        folder.path / "replay" / "shard_0", ReplayConfig(60, episode_steps=10), 4, ACTION_DIM
+    )
+    store.close()
+    return store
+
+
+def test_only_new_pieces_of_the_replay_are_copied_and_unused_ones_go(tmp_path, url, monkeypatch):
+    folder, store = make(tmp_path), StoredRun(f"{url}/run")
+    shard = shard_of(folder, monkeypatch)
+    store.claim(folder)
+    shard.insert(0, 1, 2)
+    copies = ReplayCopies(store, folder, [shard])
+    store.upload(save(folder, 30), with_replay(folder, copies), keep=1)
+    assert [name[:27] for name in store._names("replay")] == [
+        *("shard_0-000000000-000000002", "shard_0-000000002-000000003")
+    ]
+    shard.insert(3)
+    again = ReplayCopies(StoredRun(f"{url}/run"), folder, [shard])  # As after a kill.
+    again._store.copy_in = lambda path, name, plain=again._store.copy_in: (
+        copied.append(name),
+        plain(path, name),
+    )
+    copied = []
+    store.upload(save(folder, 40), with_replay(folder, again), keep=1)
+    assert [name[:34] for name in copied] == ["replay/shard_0-000000003-000000004"]
+    shard.insert(4, 5, 6, 7)  # The ring holds five or six.
+    store.upload(save(folder, 80), with_replay(folder, again), keep=1)
+    assert store._names("replay")[0].startswith("shard_0-000000002") and len(store._names("replay")) == 4
+
+    copy = store.download(tmp_path / "copy")
+    assert restored(copy).ids == shard.actor.ids()
+    assert restored(copy).total_inserted_steps == 80
+    assert not any(copy.path.glob("pieces*")) and copy.replay_start() == ReplayStart()
+    assert not any((store.download(tmp_path / "bare", with_replay=False).path / "replay").iterdir())
+
+
+def test_a_damaged_piece_is_told_and_the_checkpoint_before_it_used(tmp_path, url, monkeypatch):
+    folder, store, said = make(tmp_path), StoredRun(f"{url}/run"), []
+    shard = shard_of(folder, monkeypatch)
+    store.claim(folder)
+    folder.begin_replay_again(ReplayStart(500, 200))
+    copies = ReplayCopies(store, folder, [shard])
+    for number in (0, 1):
+        shard.insert(number)
+        store.upload(save(folder, 510 + 10 * number), with_replay(folder, copies), keep=2)
+    store._write(f"replay/{store._names('replay')[-1]}", b"half")
+    copy = store.download(tmp_path / "copy", tell=said.append)
+    assert copy.latest_checkpoint().name == "step_000000510" and "replay of shard 0" in said[0]
+    assert restored(copy).ids == ["e0"] and copy.replay_start() == ReplayStart(500, 200)
+
+
+# ---- a real training
+
+
+def test_a_killed_training_goes_on_from_its_store(tmp_path):
+    store = f"file://{tmp_path}/store"
+    first = start(
+        *SMALL,
+        *("reward=sparse", "total_agent_steps=100000", "storage_replay=true"),
+        *(f"storage={store}", f"out={tmp_path}/one"),
+    )
+    stored = StoredRun(f"{store}/one")
+
+    def has_trained() -> bool:
+        newest = next(iter(stored.checkpoints()), None)
+        path = tmp_path / "store" / "one" / str(newest) / "counters.json"
+        return path.exists() and json.loads(path.read_text())["updates"] > 50
+
+    wait_until(has_trained, first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    newest = next(iter(stored.checkpoints()))
+    saved = SimpleNamespace(**json.loads((tmp_path / "store" / "one" / newest / "counters.json").read_text()))
+
+    total = saved.agent_steps + 400
+    whole = go_on(f"{store}/one", tmp_path / "whole", f"total_agent_steps={total}")
+    assert whole[-1]["agent_steps"] == total
+    assert whole[-1]["updates"] == (total - 80) // 2  # As if it had never been killed.
+    ids = stored_ids(tmp_path / "whole")
+    assert len(ids) == len(set(ids)) == total // 20
+    assert ids[: saved.agent_steps // 20] == stored_ids(tmp_path / "one")[: saved.agent_steps // 20]
+    assert next(iter(StoredRun(f"{store}/whole").checkpoints())) == f"step_{total:09d}"
+    assert next(iter(stored.checkpoints())) == newest  # The first run's own are left alone.
+
+    bare = go_on(f"{store}/one", tmp_path / "bare", f"total_agent_steps={total}", "storage_replay=false")
+    assert bare[-1]["agent_steps"] == total
+    assert bare[-1]["updates"] == saved.updates + (400 - 80) // 2
+    assert len(stored_ids(tmp_path / "bare")) == 400 // 20
+    assert any("the replay is empty" in row["event"] for row in rows(tmp_path / "bare", "event"))
+
+    again = run_verb("train", f"resume={store}/one", f"out={tmp_path}/bare", check=False)
+    assert again.returncode == 2 and "already exists" in again.stderr
+    twice = run_verb(
+        "train", *SMALL, "reward=sparse", f"storage={store}", f"out={tmp_path}/other/one", check=False
+    )
+    assert twice.returncode == 2 and "nothing is overwritten" in twice.stderr
+
+
+def go_on(stored: str, out: Path, *overrides: str) -> list[dict]:
+    """Resumes from a store; the rows of the training, those from before included."""
+    run_verb("train", f"resume={stored}", f"out={out}", *overrides)
+    train = rows(out, "train")
+    assert (train[-1]["storage_failures"], train[-1]["storage_copies"] > 0) == (0, True)
+    assert [row["agent_steps"] for row in train] == sorted(row["agent_steps"] for row in train)
+    return train
