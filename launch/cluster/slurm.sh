@@ -18,8 +18,10 @@
 # Three minutes before its time is over Slurm sends USR1 (--signal), and before a preemption where the site has
 # PreemptParameters=send_user_signal: the run writes its last checkpoint, the job goes back into the queue and goes on
 # from there. To stop it for good, with a last checkpoint: scancel --signal=TERM --batch <job>.
+# Without GPUs: sbatch --gpus-per-node=0 and preset=laptop or paper, cluster=local.
 # VENV names the virtual environment (default .venv), HEAD_IP an address of the first node that the others reach.
-# To look at the dashboard: ssh -L 8265:127.0.0.1:8265 <first node>, with the token that the log names.
+# To look at the dashboard: ssh -L 8265:127.0.0.1:8265 <first node>, with the token that the log names. Ray's own logs stay
+# in /tmp/ray-<job> of each node.
 set -euo pipefail
 
 run=${1:?usage: sbatch launch/cluster/slurm.sh <run folder> [key=value ...]}
