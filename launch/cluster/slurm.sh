@@ -27,6 +27,7 @@ set -euo pipefail
 run=${1:?usage: sbatch launch/cluster/slurm.sh <run folder> [key=value ...]}
 shift
 cd "$SLURM_SUBMIT_DIR"
+# shellcheck source=/dev/null
 source "${VENV:-.venv}/bin/activate"
 
 # Ray runs code for whoever reaches its ports, and every user of the site reaches them: a token of this job alone, in a

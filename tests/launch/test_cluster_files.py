@@ -21,6 +21,7 @@ import yaml
 
 from launch import system
 from launch.cli import compose
+from launch.cluster.wait_for_nodes import wait_for_nodes
 from launch.settings import train_settings
 from tests.launch.conftest import ROOT
 
@@ -160,7 +161,7 @@ def test_image_has_the_gl_libraries_of_the_set_up():
     assert f"--no-install-recommends {packages} " in (FOLDER / "Dockerfile").read_text()
     assert packages in (FOLDER / "aws.yaml").read_text()
     image = (FOLDER / "Dockerfile").read_text()
-    assert image.index("\nUSER ray") > image.rindex("\nRUN ")
+    assert image.index("\nUSER ") > image.rindex("\nRUN ")
 
 
 # ---- Slurm
@@ -254,3 +255,8 @@ def test_slurm_job_resumes_and_can_be_stopped_for_good(tmp_path):
     overrides = overrides_of_train(lines)
     assert f"resume={run}" in overrides and not any(text.startswith("out=") for text in overrides)
     assert lines[-1] == "train.py stopped"
+
+
+def test_waiting_for_nodes_that_do_not_come_says_how_many_there_are():
+    with pytest.raises(TimeoutError, match="0 of 2 Ray nodes are up"):
+        wait_for_nodes("127.0.0.1:1", 2, timeout_s=-1.0)
