@@ -127,8 +127,8 @@ class Coordinator:
         self.advance()
         if not self.stop:
             self._finish_evaluation()
+        self._checkpoint()  # Before the report: saving waits for updates in flight, which then are in both.
         self._report(force=True)
-        self._checkpoint()
         self._finish_uploads()
         return self.stop.reason or "finished"
 
