@@ -13,7 +13,7 @@
 # One training on a Ray cluster of this job alone. Submit it from the root of the checkout, on storage that all nodes see:
 #
 #   sbatch launch/cluster/slurm.sh /shared/runs/first task=door-close reward=diffusion_likelihood \
-#       reward.checkpoint=/shared/checkpoints/video/door-close preset=gpu cluster=one_gpu rollout.num_actors=24
+#       reward.checkpoint=/shared/checkpoints/video/door-close preset=gpu cluster=multi_node
 #
 # Three minutes before its time is over Slurm sends USR1 (--signal), and before a preemption where the site has
 # PreemptParameters=send_user_signal: the run writes its last checkpoint, the job goes back into the queue and goes on

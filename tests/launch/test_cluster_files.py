@@ -19,7 +19,7 @@ import pytest
 import ray
 import yaml
 
-from launch import system
+from launch import placement
 from launch.cli import compose
 from launch.cluster.wait_for_nodes import wait_for_nodes
 from launch.settings import train_settings
@@ -49,20 +49,22 @@ def readme_section() -> str:
 
 # What the nodes of each file have when it is started as it is.
 SIZES = {
-    "aws.yaml": {"CPU": 16 + 16, "GPU": 1},
-    "raycluster.yaml": {"CPU": 8 + 16, "GPU": 1},
-    "rayjob.yaml": {"CPU": 8 + 16, "GPU": 1},
-    "slurm.sh": {"CPU": 2 * 16, "GPU": 2},
+    "aws.yaml": [{"CPU": 16, "GPU": 1}, {"CPU": 16}],
+    "raycluster.yaml": [{"CPU": 8, "GPU": 1}, {"CPU": 16}],
+    "rayjob.yaml": [{"CPU": 8, "GPU": 1}, {"CPU": 16}],
+    "slurm.sh": 2 * [{"CPU": 16, "GPU": 1}],
 }
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_training_commands_compose_and_fit_the_cluster(name, monkeypatch):
-    monkeypatch.setattr(system.ray, "cluster_resources", lambda: SIZES[name])
+    monkeypatch.setattr(placement, "node_resources", lambda: SIZES[name])
     commands = training_commands((FOLDER / name).read_text())
     assert commands
     for overrides in commands:
-        system.require_resources(train_settings(compose("train", overrides)))
+        placement.require_resources(
+            train_settings(compose("train", [*overrides, "cluster.wait_for_resources_s=0"]))
+        )
 
 
 def test_training_commands_of_image_and_readme_compose():
