@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launch.cli import UsageError
 from launch.pretrain_stages import read_videos_of, train_stage
+from launch.ray_access import ray_address
 from launch.settings import ClusterSettings
 from launch.system import start_ray
 from models.distributed import WorkerLostError, is_first_worker
@@ -111,7 +112,9 @@ def train_on_workers(config: DictConfig, workers: int, progress: Progress) -> di
     """
     if config.max_restarts < 0:
         raise UsageError(f"max_restarts must be at least 0, got {config.max_restarts}")
-    start_ray(ClusterSettings(address=config.address), namespace=f"pretrain-{time.time_ns():x}")
+    # What matters comes through the board; Ray Train's own actors are talkative.
+    cluster = ClusterSettings(address=config.address)
+    start_ray(cluster, namespace=f"pretrain-{time.time_ns():x}", show_logs=False)
     try:
         resources = _resources(config, workers)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -158,6 +161,8 @@ def _trainer(
     Its own storage stays empty: the training folder holds the state, whoever goes on with it.
     """
     use_gpu = "GPU" in resources
+    # The workers of a local Ray talk to each other where nobody else listens.
+    environment = {"GLOO_SOCKET_IFNAME": "lo"} if ray_address(config.address) == "local" else {}
     return TorchTrainer(
         _work,
         train_loop_config={"config": OmegaConf.to_container(config, resolve=True), "board": board},
@@ -168,6 +173,7 @@ def _trainer(
             storage_path=storage,
             failure_config=FailureConfig(max_failures=config.max_restarts),
             callbacks=[StopAtErrors(board)],
+            worker_runtime_env={"env_vars": environment},
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
