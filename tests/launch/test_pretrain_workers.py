@@ -15,19 +15,18 @@ import pytest
 import torch
 
 from launch.cli import compose
-from launch.pretrain_stages import read_videos_of as read_videos
-from launch.pretrain_stages import train_stage
+from launch.pretrain_stages import read_videos_of, train_stage
 from models.checkpoints import load_weights
 from tests.launch.conftest import ROOT, TINY
 
-STEPS, KILL_STEP, SAVE_STEPS = 400, 120, 50
+STEPS, KILL_STEP, SAVE_STEPS = 200, 60, 25
 
 
 def overrides(tiny: Path, out: Path) -> list[str]:
     given = [
         o for o in TINY if not o.startswith(("env", "codec", "video_training.t", "video_training.validate"))
     ]
-    training = {"train_steps": STEPS, "validate_every_steps": 200, "save_every_steps": SAVE_STEPS}
+    training = {"train_steps": STEPS, "validate_every_steps": 100, "save_every_steps": SAVE_STEPS}
     given += [f"video_training.{key}={value}" for key, value in training.items()]
     given += [
         f"data={tiny}/data/expert",
@@ -86,12 +85,14 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_one_process(tiny, 
     assert "100%" in out and "Traceback" not in out + err
 
     config = compose("pretrain", ["reward=diffusion", *overrides(tiny, tmp_path / "one")])
-    summary = train_stage(config, read_videos(config), tmp_path / "one", torch.device("cpu"), lambda *_: None)
+    summary = train_stage(
+        config, read_videos_of(config), tmp_path / "one", torch.device("cpu"), lambda *_: None
+    )
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for a, b in zip(one, two):
-        for name in ("loss", "validation_loss"):
-            assert b.get(name) == pytest.approx(a.get(name), rel=5e-3), f"step {a['step']}"
+        for name in {"loss", "validation_loss"} & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=5e-3), f"{name} of step {a['step']}"
     kept = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert kept["best_validation_loss"] == pytest.approx(summary["best_validation_loss"], rel=5e-3)
     weights = [load_weights(tmp_path / name / "weights.pt") for name in ("one", "two")]
