@@ -7,6 +7,7 @@ the statistics of their rewards.
     python launch/pretrain.py stage=video task=door-close data=[data/door-close] expert_videos=15 out=checkpoints/base/door-close
     python launch/pretrain.py stage=relative task=door-close                           (after that, for reward=relative)
     python launch/pretrain.py stage=codec task_set=metaworld7                          (one model for several tasks)
+    python launch/pretrain.py stage=video task=door-close workers=2                    (codec, video, videogpt: on Ray Train)
     python launch/pretrain.py stage=diffuser data=data/pointmaze-large/base            (trajectories, for relative.py)
     python launch/pretrain.py stage=statistics data=data/drawer-open/expert out=checkpoints/video/metaworld7
 
@@ -26,15 +27,15 @@ if __package__ in (None, ""):  # Run as a script: import from the project root, 
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from actors.envs.registry import domain_of, task_set
 from launch import cli
 from launch.cli import UsageError, build, suggest
 from launch.diffuser_stage import train_diffuser_stage, with_family_of_the_data
-from launch.official_dataset import is_official, read_official
 from launch.paths import absolute_path
-from launch.pretrain_relative import BEHAVIOURS, train_relative, with_few_experts
+from launch.pretrain_relative import train_relative
+from launch.pretrain_stages import SHOWN, name_and_tasks, read_videos_of, require_shares, train_stage
 from launch.progress import LastValues as Shown
-from models.videos import VideoSet, find_video_folders, read_videos
+from launch.ray_access import protect_local_ray
+from models.videos import VideoSet
 
 STAGES = ("codec", "video", "videogpt", "relative", "diffuser", "statistics")
 # Whose statistics a stage computes by default.
@@ -63,30 +64,26 @@ def pretrain(config: DictConfig) -> int:
     """Reads the videos, then runs the chosen stage.
 
     Raises:
-        UsageError: for an unknown stage or device.
+        UsageError: for an unknown stage or device, or workers that cannot train it together.
         FileNotFoundError: if videos or the codec are missing.
     """
     if config.stage not in STAGES:
         raise UsageError(f"unknown stage {config.stage!r}; {suggest(str(config.stage), STAGES)}")
     _require_reward_of_the_stage(config)
-    device = choose_device(config.device)
+    workers = count_workers(config.workers)
+    require_shares(config, workers)
+    # The workers of a cluster may have the GPUs that this machine lacks.
+    device = choose_device("auto" if workers > 1 and config.device == "cuda" else config.device)
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
     if config.stage == "diffuser":
         print(f"[diffuser] done: {train_diffuser_stage(config, device)}")
         return 0
-    # What <task> stands for in the default folders; given videos of one task say it themselves.
-    name = config.task_set if config.task_set is not None else config.env.task
-    tasks = task_set(name) if config.task_set is not None else (name,)
-    shown_behaviours = BEHAVIOURS if config.stage == "relative" else ("expert",)
-    own = [f"data/{task}/{behaviour}" for task in tasks for behaviour in shown_behaviours]
-    data = config.data if config.data is not None else own
-    videos = read_all(data, config.upside_down, domain_of(tasks[0]).name)
-    if config.stage == "video":
-        videos = with_few_experts(videos, config.expert_videos)
+    name, _ = name_and_tasks(config)
+    videos = read_videos_of(config)
     shown = {video.task for video in videos}
     if config.data is not None and config.task_set is None and len(shown) == 1:
-        name = shown.pop()
+        name = shown.pop()  # given videos of one task say it themselves
     for video in videos:
         kinds = f"{len(video.split('train'))} train, {len(video.split('validation'))} validation"
         print(
@@ -97,12 +94,9 @@ def pretrain(config: DictConfig) -> int:
     if config.stage == "statistics":
         default = str(config.reward.checkpoint).replace("{task}", name)
     out = absolute_path(config.out if config.out is not None else default, "out")
-    if config.stage == "codec":
-        _train_codec(config, videos, out, device)
-    elif config.stage == "video":
-        _train_video(config, videos, name, out, device)
-    elif config.stage == "videogpt":
-        _train_videogpt(config, videos, name, out, device)
+    if config.stage in SHOWN:
+        resolve_paths(config, name, out)
+        print(f"[{config.stage}] {_train(config, videos, workers, device)}")
     elif config.stage == "relative":
         shown_metrics = Shown("relative", ("loss", "validation_loss", "learning_rate"))
         print(f"[relative] {train_relative(config, videos, name, out, device, shown_metrics)}")
@@ -124,6 +118,19 @@ def _require_reward_of_the_stage(config: DictConfig) -> None:
         raise UsageError(f"reward={config.reward.name} has no statistics; choose a frozen reward")
 
 
+def count_workers(given: Any) -> int:
+    """How many processes train together; null means one.
+
+    Raises:
+        UsageError: if it is no whole number of at least 1.
+    """
+    if given is None:
+        return 1
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise UsageError(f"workers must be a whole number of at least 1, or null for one, got {given!r}")
+    return given
+
+
 def choose_device(name: str) -> torch.device:
     """ "auto" takes a GPU if there is one.
 
@@ -141,72 +148,38 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def read_all(data: Any, upside_down: bool | None = None, domain: str | None = None) -> list[VideoSet]:
-    """Videos of one folder, of every video folder below it, or of a list of folders; official datasets as well.
+def resolve_paths(config: DictConfig, name: str, out: Path) -> None:
+    """Makes all paths of a training absolute and fills in the defaults: workers run in other folders.
 
     Args:
-        data: Folder, or a list of folders.
-        upside_down: Whether official pictures are upside down on disk; None for the domain's default.
-        domain: Which domain is read where an official dataset has several.
-
-    Raises:
-        FileNotFoundError: if there are none.
+        config: Composed configuration, changed in place.
+        name: What <task> stands for in the default folders.
+        out: Training folder.
     """
-    roots = list(data) if isinstance(data, (list, tuple, ListConfig)) else [data]
-    videos: list[VideoSet] = []
-    for root in roots:
-        folder = absolute_path(str(root), "data")
-        if is_official(folder):
-            videos += read_official(folder, domain, upside_down=upside_down)
-        else:
-            videos += [read_videos(found) for found in find_video_folders(folder)]
-    return videos
+    if config.data is not None:
+        roots = config.data if isinstance(config.data, ListConfig) else [config.data]
+        config.data = [str(absolute_path(str(root), "data")) for root in roots]
+    else:
+        tasks = name_and_tasks(config)[1]
+        config.data = [str(absolute_path(f"data/{task}/expert", "data")) for task in tasks]
+    if config.stage != "codec":
+        codec = (
+            config.codec_checkpoint if config.codec_checkpoint is not None else f"checkpoints/codec/{name}"
+        )
+        config.codec_checkpoint = str(absolute_path(str(codec), "codec_checkpoint"))
+    if config.init_from is not None:
+        config.init_from = str(absolute_path(str(config.init_from), "init_from"))
+    config.out = str(out)
 
 
-def _train_codec(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:
-    from models.codec_training import CodecTrainingConfig, train_codec
-    from models.video_facts import dataset_facts
-    from models.vqgan import VQGANConfig
+def _train(config: DictConfig, videos: list[VideoSet], workers: int, device: torch.device) -> dict[str, Any]:
+    shown = Shown(config.stage, SHOWN[config.stage])
+    if workers == 1:
+        return train_stage(config, videos, Path(config.out), device, shown)
+    protect_local_ray(config.address)  # before anything imports Ray
+    from launch.pretrain_workers import train_on_workers
 
-    training = build(CodecTrainingConfig, {**config.codec_training, "seed": config.seed}, "codec_training.")
-    model = build(VQGANConfig, config.codec, "codec.")
-    shown = Shown("codec", ("l1", "validation_l1", "codes_used"))
-    summary = train_codec(training, model, videos, out, device, shown, extra=dataset_facts(videos))
-    print(f"[codec] {summary}")
-
-
-def _train_video(
-    config: DictConfig, videos: list[VideoSet], name: str, out: Path, device: torch.device
-) -> None:
-    from models.video_training import VideoTrainingConfig, train_video_model
-    from models.vqdiffusion.config import VQDiffusionConfig
-
-    training = build(VideoTrainingConfig, {**config.video_training, "seed": config.seed}, "video_training.")
-    model = build(VQDiffusionConfig, config.video, "video.")
-    shown = Shown("video", ("loss", "validation_loss", "learning_rate"))
-    start = None if config.init_from is None else absolute_path(str(config.init_from), "init_from")
-    codec = _codec_folder(config, name)
-    summary = train_video_model(training, model, videos, codec, out, device, shown, init_from=start)
-    print(f"[video] {summary}")
-
-
-def _train_videogpt(
-    config: DictConfig, videos: list[VideoSet], name: str, out: Path, device: torch.device
-) -> None:
-    from models.videogpt.config import VideoGPTConfig
-    from models.videogpt_training import VideoGPTTrainingConfig, train_videogpt
-
-    values = {**config.videogpt_training, "seed": config.seed}
-    training = build(VideoGPTTrainingConfig, values, "videogpt_training.")
-    model = build(VideoGPTConfig, config.videogpt, "videogpt.")
-    shown = Shown("videogpt", ("loss", "validation_loss", "learning_rate"))
-    summary = train_videogpt(training, model, videos, _codec_folder(config, name), out, device, shown)
-    print(f"[videogpt] {summary}")
-
-
-def _codec_folder(config: DictConfig, name: str) -> Path:
-    codec = config.codec_checkpoint if config.codec_checkpoint is not None else f"checkpoints/codec/{name}"
-    return absolute_path(str(codec), "codec_checkpoint")
+    return train_on_workers(config, workers, shown)
 
 
 def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:

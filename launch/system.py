@@ -56,12 +56,13 @@ def rollout_name(slot: int) -> str:
     return f"rollout-{slot}"
 
 
-def start_ray(cluster: ClusterSettings, namespace: str) -> None:
+def start_ray(cluster: ClusterSettings, namespace: str, *, show_logs: bool = True) -> None:
     """Starts a local Ray, or attaches to a cluster.
 
     Args:
         cluster: Address and resources.
         namespace: Namespace of the named actors; one per run.
+        show_logs: Whether what the actors print appears here as well as in Ray's logs.
     """
     environment = {"PYTHONPATH": os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)}
     if "MUJOCO_GL" in os.environ:
@@ -69,7 +70,7 @@ def start_ray(cluster: ClusterSettings, namespace: str) -> None:
     common: dict[str, Any] = {
         "namespace": namespace,
         "runtime_env": {"env_vars": environment},
-        "log_to_driver": True,
+        "log_to_driver": show_logs,
     }
     address = ray_address(cluster.address)
     if address == "local":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from models.distributed import require_shares
+
 
 @dataclass(frozen=True)
 class CodecTrainingConfig:
@@ -13,7 +15,7 @@ class CodecTrainingConfig:
     Attributes:
         train_steps: Optimiser steps; None derives them from `epochs`.
         epochs: Passes over the training frames, used where `train_steps` is None.
-        batch_frames: Frames a step.
+        batch_frames: Frames a step, over all workers.
         learning_rate: Of Adam, > 0, for codec and discriminator.
         warmup_steps: Steps of linear warm-up, at least 0 (paper: 0).
         learning_rate_decay: "none", or "cosine" down to zero over the whole training.
@@ -89,6 +91,14 @@ class CodecTrainingConfig:
             raise ValueError(
                 f"codec training learning_rate_decay={self.learning_rate_decay!r} is unknown; use 'none' or 'cosine'"
             )
+
+    def require_shares(self, workers: int) -> None:
+        """Refuses a batch that `workers` processes cannot share equally.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        require_shares(self.batch_frames, "codec training batch_frames", workers)
 
     def steps_for(self, num_frames: int) -> int:
         """Optimiser steps for a dataset of `num_frames` training frames."""

@@ -20,6 +20,7 @@ from torch import nn
 from models.checkpoints import STATE_FILE, apply_weights, load_tensors, save_tensors
 from models.codec_config import CodecTrainingConfig
 from models.codec_losses import CodecLosses
+from models.distributed import all_rows, average_gradients, num_workers, own_rows, same_weights
 from models.frames import FrameSampler, FrameSplits, images_to_tensor, tensor_to_images
 from models.training_folder import claim_folder, require_finite, run_training
 from models.training_log import Progress
@@ -57,10 +58,11 @@ def train_codec(
 
     Raises:
         FileExistsError: if the folder holds a finished training, or an unfinished one and `resume` is off.
-        ValueError: if the folder was started with another configuration (the keys are named), or the frames
-            do not fit the codec.
+        ValueError: if the folder was started with another configuration (the keys are named), the frames do not
+            fit the codec, or the workers cannot share a batch.
         FloatingPointError: if the loss is no longer finite.
     """
+    config.require_shares(num_workers())
     splits = videos if isinstance(videos, FrameSplits) else FrameSplits.from_videos(videos)
     folder = Path(folder)
     _check_frames(splits, model_config)
@@ -115,6 +117,8 @@ class _CodecRun:
             torch.manual_seed(config.seed)
             self.model = VQGAN(model_config).to(device)
             self.losses = CodecLosses(self.model, config).to(device)
+        for module in self._parts().values():
+            same_weights(module)
         betas = (config.adam_beta1, config.adam_beta2)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(trained, config.learning_rate, betas)
@@ -140,7 +144,7 @@ class _CodecRun:
 
     def train_step(self) -> None:
         """One optimiser step of codec and discriminator; keeps its metrics as tensors, without waiting for them."""
-        positions = self.sampler.draw(self.config.batch_frames)
+        positions = own_rows(self.sampler.draw(self.config.batch_frames))
         images = images_to_tensor(self.sampler.frames(positions)).to(self.device)
         stills = None
         if self.config.motion_weight > 0:
@@ -149,6 +153,7 @@ class _CodecRun:
             self._revive(images)
         self._set_learning_rate()
         metrics, vectors, tokens = self.losses.backward(images, stills, self.step)
+        metrics = self._of_all_workers(metrics)
         config = self.config
         advice = f" or a disc_weight below {config.disc_weight:g}" if config.disc_weight > 0 else ""
         require_finite(metrics["loss"].item(), self.step, "codec", config.learning_rate, advice)
@@ -157,9 +162,18 @@ class _CodecRun:
             self.disc_optimiser.step()
         if self.model.config.codebook == "ema":
             self.model.codebook.ema_update(vectors, tokens)
-        self.code_last_used[tokens] = self.step
+        self.code_last_used[metrics["tokens"]] = self.step
         self.step += 1
         self.last_metrics = metrics
+
+    def _of_all_workers(self, metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Makes gradients and metrics those of the whole batch."""
+        trained = list(self.model.parameters())
+        if self.losses.discriminator is not None and self.losses.uses_discriminator(self.step):
+            trained += self.losses.discriminator.parameters()
+        names = [name for name in metrics if name != "tokens"]
+        means = average_gradients(trained, [metrics[name] for name in names])
+        return {**dict(zip(names, means)), "tokens": all_rows(metrics["tokens"])}
 
     def _set_learning_rate(self) -> None:
         rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
@@ -177,7 +191,7 @@ class _CodecRun:
             rows = torch.arange(len(self.code_last_used), device=self.device)
         if not len(rows):
             return
-        vectors = self.model.encode(images).movedim(1, -1).flatten(0, -2)
+        vectors = all_rows(self.model.encode(images).movedim(1, -1)).flatten(0, -2)
         chosen = torch.randint(len(vectors), (len(rows),), generator=self.sampler.generator)
         self.model.codebook.set_codes(rows, vectors[chosen.to(self.device)])
         self.code_last_used[rows] = self.step

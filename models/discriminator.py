@@ -6,8 +6,34 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.distributed import average, mean_over_workers, num_workers
+
 MAX_ADAPTIVE_WEIGHT = 1e4
 ADAPTIVE_EPS = 1e-4
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm with the statistics of the whole batch, also where workers share it; torch's own for one process."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) float32 -> the same shape."""
+        if num_workers() == 1 or not self.training:
+            return super().forward(images)
+        mean = mean_over_workers(images.mean((0, 2, 3)))
+        centred = images - mean[:, None, None]
+        variance = mean_over_workers(centred.square().mean((0, 2, 3)))
+        self._remember(mean, variance, num_workers() * images.numel() // images.shape[1])
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+    @torch.no_grad()
+    def _remember(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+        """Running statistics as torch keeps them, the variance unbiased."""
+        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        self.num_batches_tracked += 1
 
 
 class PatchDiscriminator(nn.Module):
@@ -28,7 +54,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if number < layers else 1
             modules += [
                 nn.Conv2d(width, wider, 4, stride, 1, bias=False),
-                nn.BatchNorm2d(wider),
+                BatchNorm(wider),
                 nn.LeakyReLU(0.2),
             ]
             width = wider
@@ -72,5 +98,6 @@ def adaptive_weight(
     """
     (of_reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
     (of_generator,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)
+    of_reconstruction, of_generator = average([of_reconstruction, of_generator])
     ratio = of_reconstruction.norm() / (of_generator.norm() + ADAPTIVE_EPS)
     return scale * ratio.clamp(0.0, MAX_ADAPTIVE_WEIGHT).detach()

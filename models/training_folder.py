@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoints import STATE_FILE, WEIGHTS_FILE, require_same_config
+from models.distributed import is_first_worker, require_same_step
 from models.files import read_json, write_json
 from models.training_log import Progress, TrainingLog
 from models.video_facts import dataset_facts
@@ -85,7 +86,7 @@ class TrainingRun(Protocol):
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, product: str, kind: str) -> None:
-    """Writes the settings of a new folder, or checks those of an old one.
+    """Writes the settings of a new folder, or checks those of an old one. Of several workers only the first one does.
 
     Args:
         folder: Training folder; made if missing.
@@ -99,6 +100,8 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, produc
             something else.
         ValueError: if it was started with other settings, naming each key.
     """
+    if not is_first_worker():
+        return
     if (folder / SUMMARY_FILE).exists():
         raise FileExistsError(
             f"{folder} already holds a finished {product}; use it as it is, or train into another folder"
@@ -126,6 +129,9 @@ def run_training(
 ) -> dict[str, Any]:
     """Trains to the end, from where the folder's state left off, and writes the summary.
 
+    Of several workers only the first one validates and writes; the others wait for it in their next step, and return
+    an empty summary.
+
     Args:
         run: Freshly built.
         config: When to log, validate and save.
@@ -137,6 +143,9 @@ def run_training(
     """
     if (folder / STATE_FILE).exists():
         run.restore()
+    require_same_step(run.step)
+    if not is_first_worker():
+        return _follow(run, config)
     with TrainingLog(folder, progress, total_steps=run.total_steps, resume_step=run.step or -1) as log:
         if run.step == 0:
             log.scalars(0, {"phase": "start", **run.start_facts()})
@@ -152,6 +161,15 @@ def run_training(
         summary = {"steps": run.total_steps, "wall_s": round(log.wall_s, 1), **run.best()}
     write_json(folder / SUMMARY_FILE, summary)
     return summary
+
+
+def _follow(run: TrainingRun, config: Intervals) -> dict[str, Any]:
+    """The part of the other workers."""
+    while run.step < run.total_steps:
+        run.train_step()
+        if due(run.step, config.log_every_steps, run.total_steps):
+            run.numbers()  # the learning rate may follow the mean loss
+    return {}
 
 
 def due(step: int, every: int, total: int) -> bool:

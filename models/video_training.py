@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import apply_weights
+from models.distributed import average_gradients, draw_apart, num_workers, own_rows, same_weights
 from models.frames import tensor_to_images
 from models.training_folder import (
     claim_folder,
@@ -77,10 +78,11 @@ def train_video_model(
     Raises:
         FileExistsError: if the folder holds a finished training, or an unfinished one and `resume` is off.
         FileNotFoundError: if there is no codec.
-        ValueError: if videos, codec, model and `init_from` do not fit together, or the folder was started with
-            another configuration (the keys are named).
+        ValueError: if videos, codec, model and `init_from` do not fit together, the folder was started with
+            another configuration (the keys are named), or the workers cannot share a batch.
         FloatingPointError: if the loss is no longer finite.
     """
+    config.require_shares(num_workers())
     folder = Path(folder)
     facts = dataset_facts(videos)
     codec_config_facts = codec_facts(codec_folder, videos[0].render)
@@ -127,6 +129,7 @@ class _VideoRun(TrainingState):
             model = VQDiffusion(model_config).to(device).train()
         if start is not None:
             apply_weights(model, start.weights, start.folder)
+        same_weights(model)
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(
@@ -166,6 +169,7 @@ class _VideoRun(TrainingState):
             loss = self._loss(self.model, history, target)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
+        (loss,) = average_gradients(self.model.parameters(), [loss.detach()])
         self._clip()
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate.at(self.step)
@@ -175,19 +179,24 @@ class _VideoRun(TrainingState):
             self._update_average()
 
     def _loss(self, model: VQDiffusion, history: Tensor, target: Tensor) -> Tensor:
-        """Variational and all-mask loss, weighted by their rows; nats per token."""
+        """Variational and all-mask loss of a batch, weighted by their rows; nats per token.
+
+        In training it is that of this worker's rows of the batch; all workers together have those of one process.
+        """
         rows = len(target)
         masked = round(rows * self.config.all_mask_fraction)
+        noise = _noise(model, target[masked:]) if masked < rows else ()
+        parts = [target[:masked], history[:masked], target[masked:], history[masked:], *noise]
+        if model.training:
+            parts = [own_rows(part) for part in parts]
+            draw_apart()
+        masked_target, masked_history, *rest = parts
         loss = torch.zeros((), device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             if masked:
-                loss = loss + masked / rows * model.all_mask_loss(target[:masked], history[:masked])
+                loss = loss + masked / rows * model.all_mask_loss(masked_target, masked_history)
             if masked < rows:
-                t = pt = None
-                if not model.training:  # a validation must not depend on the changing importance distribution
-                    t = torch.randint(model.num_steps, (rows - masked,), device=self.device)
-                    pt = torch.full((rows - masked,), 1 / model.num_steps, device=self.device)
-                bound, _ = model.training_loss(target[masked:], history[masked:], t, pt)
+                bound, _ = model.training_loss(*rest)
                 loss = loss + (rows - masked) / rows * bound
         return loss
 
@@ -245,3 +254,14 @@ class _VideoRun(TrainingState):
         last = history[:, -target.shape[1] :]
         frames = [tensor_to_images(self.codec.decode_tokens(tokens)) for tokens in (last, target, sample)]
         return np.concatenate(frames, axis=2)
+
+
+def _noise(model: VQDiffusion, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps (B,), their probabilities (B,) and noisy tokens (B, L) of targets (B, L)."""
+    rows = len(target)
+    if model.training:
+        t, pt = model.sample_steps(rows)
+    else:  # a validation must not depend on the changing importance distribution
+        t = torch.randint(model.num_steps, (rows,), device=target.device)
+        pt = torch.full((rows,), 1 / model.num_steps, device=target.device)
+    return t, pt, model.schedule.noisy_tokens(target, t)

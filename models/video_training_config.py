@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.distributed import require_shares
 from models.precision import PRECISIONS
 
 LEARNING_RATE_SCHEDULES = ("plateau", "cosine", "constant")
@@ -18,7 +19,7 @@ class VideoTrainingConfig:
     Attributes:
         train_steps: Optimiser steps; None derives them from `epochs`.
         epochs: Passes over all training windows, used where `train_steps` is None.
-        batch_windows: Windows a step.
+        batch_windows: Windows a step, over all workers.
         all_mask_fraction: Fraction of the windows of a step trained by plain cross entropy at the all-mask state of the
             last step, [0, 1]; the rest by the variational loss. The "one_forward" reward estimator uses the network
             only in that state, so that 1.0 makes a small model much better per second, and unfit for the "chain"
@@ -99,6 +100,21 @@ class VideoTrainingConfig:
     def _require(self, key: str, is_good: bool, allowed: str) -> None:
         if not is_good:
             raise ValueError(f"video training {key}={getattr(self, key)!r}: expected {allowed}")
+
+    @property
+    def all_mask_windows(self) -> int:
+        """Windows of a step that are trained at the all-mask state."""
+        return round(self.batch_windows * self.all_mask_fraction)
+
+    def require_shares(self, workers: int) -> None:
+        """Refuses a batch that `workers` processes cannot share equally.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        require_shares(self.batch_windows, "video training batch_windows", workers)
+        what = f"video training batch_windows={self.batch_windows} * all_mask_fraction={self.all_mask_fraction:g}"
+        require_shares(self.all_mask_windows, what, workers)
 
     def steps_for(self, num_windows: int) -> int:
         """Optimiser steps for a dataset of `num_windows` training windows."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.distributed import average_gradients, draw_apart, num_workers, own_rows, same_weights
 from models.frames import tensor_to_images
 from models.training_folder import (
     claim_folder,
@@ -69,10 +70,11 @@ def train_videogpt(
     Raises:
         FileExistsError: if the folder holds a finished training, or an unfinished one and `resume` is off.
         FileNotFoundError: if there is no codec.
-        ValueError: if videos, codec and model do not fit together, or the folder was started with another
-            configuration (the keys are named).
+        ValueError: if videos, codec and model do not fit together, the folder was started with another
+            configuration (the keys are named), or the workers cannot share a batch.
         FloatingPointError: if the loss is no longer finite.
     """
+    config.require_shares(num_workers())
     folder = Path(folder)
     facts = {**dataset_facts(videos), **(extra or {})}
     facts_of_codec = codec_facts(codec_folder, videos[0].render)
@@ -110,6 +112,7 @@ class _VideoGPTRun(TrainingState):
         self.total_steps = config.steps_for(len(self.train_windows))
         with seeded(device, config.seed):
             model = VideoGPT(model_config, codec.codebook.embedding.weight).to(device).train()
+        same_weights(model)
         optimiser = torch.optim.AdamW(
             _parameter_groups(model, config.weight_decay),
             config.learning_rate,
@@ -130,19 +133,23 @@ class _VideoGPTRun(TrainingState):
         config = self.config
         with seeded(self.device, config.seed, self.step):
             index = torch.randint(len(self.train_windows), (config.batch_windows,), device=self.device)
-            loss = self._loss(torch.cat(self.train_windows.rows(index), 1))
+            tokens = torch.cat(self.train_windows.rows(index), 1)
+            keep = self.model.draw_kept(tokens)
+            draw_apart()
+            loss = self._loss(own_rows(tokens), None if keep is None else own_rows(keep))
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
+        (loss,) = average_gradients(self.model.parameters(), [loss.detach()])
         self.grad_norm = clip_gradients(self.model.parameters(), config.clip_grad_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate_at(self.step, self.total_steps)
         self.optimiser.step()
         self.count(loss)
 
-    def _loss(self, tokens: Tensor) -> Tensor:
-        """Cross entropy of windows (B, S) int64, nats per token; tokens are dropped in training mode only."""
+    def _loss(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Cross entropy of windows (B, S) int64, nats per token; `keep` as in `VideoGPT.training_loss`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            return self.model.training_loss(tokens)
+            return self.model.training_loss(tokens, keep)
 
     def numbers(self) -> dict[str, float]:
         """Mean loss since the last call, learning rate and gradient norm, as plain numbers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from models.distributed import require_shares
 from models.precision import PRECISIONS
 
 LEARNING_RATE_SCHEDULES = ("constant", "cosine")
@@ -19,7 +20,7 @@ class VideoGPTTrainingConfig:
     Attributes:
         train_steps: Optimiser steps; None derives them from `epochs`.
         epochs: Passes over all training windows, used where `train_steps` is None.
-        batch_windows: Windows a step.
+        batch_windows: Windows a step, over all workers.
         learning_rate: Peak learning rate of AdamW, > 0.
         learning_rate_schedule: After warm-up: "constant", or "cosine" (down to zero at the last step).
         warmup_steps: Steps of linear warm-up, >= 0.
@@ -79,6 +80,14 @@ class VideoGPTTrainingConfig:
     def _require(self, key: str, is_good: bool, allowed: str) -> None:
         if not is_good:
             raise ValueError(f"videogpt training {key}={getattr(self, key)!r}: expected {allowed}")
+
+    def require_shares(self, workers: int) -> None:
+        """Refuses a batch that `workers` processes cannot share equally.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        require_shares(self.batch_windows, "videogpt training batch_windows", workers)
 
     def steps_for(self, num_windows: int) -> int:
         """Optimiser steps for a dataset of `num_windows` training windows."""

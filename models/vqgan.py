@@ -24,6 +24,7 @@ from models.checkpoints import (
     load_weights,
     save_checkpoint,
 )
+from models.distributed import add_up
 from models.frames import images_to_tensor, tensor_to_images
 from models.winograd import TILE, WinogradConv2d, can_use_winograd
 
@@ -184,15 +185,16 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def ema_update(self, vectors: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Moves every code towards the mean of its vectors (arXiv 1711.00937, equations 6 to 8).
+        """Moves every code towards the mean of its vectors (arXiv 1711.00937, equations 6 to 8), those of all workers.
 
         Args:
-            vectors: (M, latent_dim) float32 encoder outputs.
+            vectors: (M, latent_dim) float32 encoder outputs of this worker.
             tokens: (M,) int64 their codes.
         """
         decay, codes = self.config.ema_decay, self.config.num_codes
         counts = torch.bincount(tokens, minlength=codes).to(vectors.dtype)
         sums = torch.zeros_like(self.ema_sums).index_add_(0, tokens, vectors)
+        counts, sums = add_up([counts, sums])
         self.ema_counts.lerp_(counts, 1.0 - decay)
         self.ema_sums.lerp_(sums, 1.0 - decay)
         total = self.ema_counts.sum()

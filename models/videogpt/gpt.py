@@ -208,10 +208,16 @@ class VideoGPT(nn.Module):
         Returns:
             Scalar.
         """
-        if keep is None and self.training and self.config.keep_prob < 1:
-            keep = torch.rand(tokens.shape, device=tokens.device) < self.config.keep_prob
+        if keep is None:
+            keep = self.draw_kept(tokens)
         logits = self.logits(tokens, keep=keep)
         return F.cross_entropy(rearrange(logits, "b s code -> (b s) code").float(), tokens.flatten())
+
+    def draw_kept(self, tokens: Tensor) -> Tensor | None:
+        """Which tokens (B, S) are seen as input: drawn with `keep_prob` in training, None (all) in evaluation."""
+        if not self.training or self.config.keep_prob == 1:
+            return None
+        return torch.rand(tokens.shape, device=tokens.device) < self.config.keep_prob
 
     @torch.no_grad()
     def sample_frame(self, history: Tensor) -> Tensor:

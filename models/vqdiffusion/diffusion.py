@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from models.distributed import all_rows
 from models.vqdiffusion.config import VQDiffusionConfig
 from models.vqdiffusion.denoiser import Condition, Denoiser, HistoryEmbedding
 from models.vqdiffusion.schedule import (
@@ -223,8 +224,15 @@ class VQDiffusion(nn.Module):
 
     @torch.no_grad()
     def _remember_losses(self, t: Tensor, loss: Tensor) -> None:
-        """Running mean (rate 0.1) of the squared loss of each step; of equal steps in a batch the last one counts."""
-        self.Lt_history.scatter_(0, t, 0.1 * loss**2 + 0.9 * self.Lt_history[t])
+        """Running mean (rate 0.1) of the squared loss of each step; of equal steps in a batch the last one counts.
+
+        Found without `scatter_`, which leaves to chance on a GPU which of equal steps counts: workers would drift apart.
+        """
+        t, loss = all_rows(t), all_rows(loss)
+        rows = torch.arange(len(t), device=t.device)
+        last = torch.full_like(self.Lt_history, -1, dtype=torch.int64).scatter_reduce_(0, t, rows, "amax")
+        updated = 0.1 * loss[last.clamp_min(0)] ** 2 + 0.9 * self.Lt_history
+        self.Lt_history.copy_(torch.where(last >= 0, updated, self.Lt_history))
         self.Lt_count.scatter_add_(0, t, torch.ones_like(loss))
 
     def _check_condition(self, cond_tokens: Tensor) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from actors.envs.registry import DOMAINS
 from launch.cli import UsageError
 from launch.official_dataset import is_official, official_task_names, read_official, read_one
-from launch.pretrain import read_all
+from launch.pretrain_stages import read_all
 from models.videos import RenderSettings
 
 
