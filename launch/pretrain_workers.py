@@ -189,15 +189,15 @@ def _fit(trainer: TorchTrainer) -> Exception | None:
     """Runs it to the end; returns why Ray Train gave up, if it did.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, which Ray Train turns into a clean exit without a word.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, which Ray turns into an exit without a word.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except TrainingFailedError as error:
         return error
-    except SystemExit as stopped:
-        raise (stopped if stopped.code else KeyboardInterrupt()) from None
+    except SystemExit:
+        raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, handler)
     return None
