@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def events(run: Path) -> list[str]:
 def test_nodes_and_actors_die_and_come_and_nothing_is_lost(cluster, tiny, tmp_path):
     run = tmp_path / "run"
     first, second = (cluster.add_node(**NODE) for _ in range(2))
-    total = 4000
+    total = 3000
     process = start(
         *SMALL,
         *SHARES,
@@ -115,6 +116,9 @@ def test_what_cannot_be_placed_is_named(cluster, tmp_path):
         timeout=120,
     )
     assert waited.returncode == 2
-    assert "no node for learner (0.125 CPU, 1 GPU) after 2 s" in waited.stdout
-    assert "no node for learner (0.125 CPU, 1 GPU) after 4 s" in waited.stderr
+    named = (
+        r"no node for learner \(0\.125 CPU, 1 GPU\).* after [2-9] s; the cluster has \d nodes: none; 1 CPU"
+    )
+    assert re.search(named, waited.stdout), waited.stdout  # said while it waits
+    assert re.search(named, waited.stderr), waited.stderr  # and when it gives up
     cluster.remove_node(node)

@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from launch.run_folder import RunFolder
 from tests.launch.conftest import ROOT, run_verb
 
@@ -60,18 +58,6 @@ def wait_until(condition, process: subprocess.Popen, timeout_s: float = 120) -> 
         time.sleep(0.1)
 
 
-def actor_process(process: subprocess.Popen, name: str) -> psutil.Process:
-    """The worker process of a Ray actor of this run, by the name that Ray gives the process."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            title = " ".join(child.cmdline())
-        except psutil.NoSuchProcess:
-            continue
-        if title.startswith("ray::") and name in title:
-            return child
-    raise AssertionError(f"no process of {name}")
-
-
 def stored_ids(run: Path) -> list[str]:
     """Ids of all episodes that the shards of a run ever acknowledged, in order, from their journals."""
     lines = [line for shard in sorted((run / "replay").glob("shard_*")) for line in journal_lines(shard)]
@@ -118,35 +104,6 @@ def test_kill_resume_evaluate(tiny, tmp_path):
 
     refused = run_verb("train", f"resume={run}", "agent.lr=0.5", check=False)
     assert refused.returncode == 2 and "agent.lr" in refused.stderr
-
-
-def test_dead_processes_are_replaced_and_no_episode_is_lost_or_doubled(tiny, tmp_path):
-    run = tmp_path / "run"
-    process = start(*SMALL, f"reward.checkpoint={tiny}/video", "total_agent_steps=2400", f"out={run}")
-    wait_until(lambda: any(row["updates"] > 20 for row in rows(run, "train")), process)
-    for name in ("RolloutActor", "RewardActor", "ReplayShard", "LearnerActor"):
-        seen = rows(run, "train")[-1]["updates"]
-        victim = actor_process(process, name)
-        os.kill(victim.pid, signal.SIGKILL)
-        time.sleep(1.0)
-        count = len(rows(run, "train"))
-        wait_until(
-            lambda count=count, seen=seen: (
-                len(rows(run, "train")) > count + 1
-                or process.poll() is not None
-                or rows(run, "train")[-1]["updates"] > seen + 100
-            ),
-            process,
-        )
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    ids = stored_ids(run)
-    assert len(set(ids)) == len(ids) == 2400 // 20
-    last = rows(run, "train")[-1]
-    assert last["agent_steps"] == 2400
-    assert last["updates"] == (2400 - 80) // 2
-    assert last["recoveries"] >= 2
-    assert any("learner restarted" in row["event"] for row in rows(run, "event"))
 
 
 def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
