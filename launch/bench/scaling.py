@@ -26,7 +26,7 @@ def measure(settings: BenchSettings) -> list[Curve]:
     """Episodes per second and the driver's work per episode, against the number of rollout actors."""
     prepare_ray()
     points = []
-    for count in (10, 100) if settings.smoke else (10, 100, 300, 1000):
+    for count in (10, 100) if settings.smoke else (10, 100, 300, 1000, 3000):
         points.append(_point(count, 15.0 if settings.smoke else 30.0, settings.seed))
         settings.report("  ".join(f"{name} {value:.4g}" for name, value in points[-1].items()))
     note = (
