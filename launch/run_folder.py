@@ -115,14 +115,17 @@ class RunFolder:
     def require_same_config(self, config: DictConfig) -> None:
         """Refuses to resume with another configuration.
 
+        A key that the run does not know is newer than the run; its default is what the run has always had.
+
         Raises:
             UsageError: naming each key that differs, with both values.
         """
         saved = _flat(OmegaConf.to_container(self.config(), resolve=True))
         given = _flat(OmegaConf.to_container(config, resolve=True))
+        named = {override.partition("=")[0].lstrip("+") for override in config.get("overrides", ())}
         different = [
             f"{key}: run has {saved.get(key)!r}, given {given.get(key)!r}"
-            for key in sorted(saved.keys() | given.keys())
+            for key in sorted(saved.keys() | (given.keys() & named))
             if saved.get(key) != given.get(key) and not {key, key.split(".")[0]} & set(RESUMABLE_KEYS)
         ]
         if different:

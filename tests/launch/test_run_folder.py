@@ -47,6 +47,16 @@ def test_resume_names_the_keys_that_differ(tmp_path):
     folder.require_same_config(OmegaConf.merge(OmegaConf.create(CONFIG), {"total_agent_steps": 99}))
 
 
+def test_a_run_from_before_a_key_existed_goes_on_with_its_default(tmp_path):
+    folder = make(tmp_path)
+    newer = OmegaConf.merge(OmegaConf.create(CONFIG), {"replay": {"num_shards": 1}})
+    folder.require_same_config(newer)
+    with pytest.raises(UsageError, match=r"replay\.num_shards: run has None, given 2"):
+        folder.require_same_config(
+            OmegaConf.merge(newer, {"replay": {"num_shards": 2}, "overrides": ["replay.num_shards=2"]})
+        )
+
+
 def test_latest_points_at_the_newest_whole_checkpoint_and_old_ones_go(tmp_path):
     folder = make(tmp_path)
     assert folder.latest_checkpoint() is None
