@@ -56,8 +56,6 @@ REPLAY = {
     "duplicate_episodes": "Episodes that reached a shard a second time and were not stored again",
 }
 HEALTH = {
-    "storage_copies": "Checkpoints that were copied to storage=",
-    "storage_failures": "Attempts to copy a checkpoint that failed",
     "recoveries": "Deaths of processes that the driver noticed and repaired",
     "object_store_bytes": "Bytes of the cluster's object stores in use",
     "object_store_share": "Share of the cluster's object stores in use",
@@ -66,6 +64,11 @@ HEALTH = {
         f"{kind}_private_bytes": f"Resident memory of the largest {kind} process, without mapped files and shared memory"
         for kind in PROCESSES
     },
+}
+# Only of runs with storage=.
+STORAGE = {
+    "storage_copies": "Checkpoints that were copied to storage=",
+    "storage_failures": "Attempts to copy a checkpoint that failed",
 }
 EVALUATION = {
     "success_rate": "Share of evaluation episodes that succeeded",
@@ -80,7 +83,7 @@ EVALUATION = {
     "evaluation_wall_s": "Seconds that the evaluation took",
 }
 
-TRAIN = {**LEARNING, **RATES, **REWARD_SERVICE, **LEARNER, **REPLAY, **HEALTH}
+TRAIN = {**LEARNING, **RATES, **REWARD_SERVICE, **LEARNER, **REPLAY, **HEALTH, **STORAGE}
 DESCRIPTIONS = {
     **HEAD,
     **{f"train/{name}": text for name, text in TRAIN.items()},

