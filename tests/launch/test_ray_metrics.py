@@ -135,8 +135,8 @@ def test_a_run_shows_the_numbers_of_metrics_jsonl_at_its_endpoint(tiny, tmp_path
         f"out={run}",
     )
     seen: dict[str, SimpleNamespace] = {}
-    without_storage = {key for key in DESCRIPTIONS if key.removeprefix("train/") not in STORAGE}
-    expected = {prometheus_name(key) for key in without_storage} | names_in_dashboard()
+    shown = {key for key in DESCRIPTIONS if key.removeprefix("train/") not in STORAGE}
+    expected = {prometheus_name(key) for key in shown} | names_in_dashboard()
     try:
         deadline_s = time.monotonic() + 200
         while expected - set(seen):
@@ -152,7 +152,7 @@ def test_a_run_shows_the_numbers_of_metrics_jsonl_at_its_endpoint(tiny, tmp_path
     assert re.search(rf"metrics for Prometheus at http://[\d.]+:{port}/metrics", output), output
 
     written = {phase: rows(run, phase) for phase in ("train", "eval", "event")}
-    for key in DESCRIPTIONS:
+    for key in shown:
         phase, _, name = key.rpartition("/")
         lines = written[phase] if phase else [row for lines in written.values() for row in lines]
         found = seen[prometheus_name(key)]

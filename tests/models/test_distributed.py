@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,6 +79,9 @@ def train_whole(train: Train, folder: Path, out: Path) -> None:
 def work(number: int, workers: int, folder: Path) -> None:
     """One of several workers, in a process of its own."""
     torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = (
+        "lo"  # As on one machine outside of tests; not what the host's name resolves to.
+    )
     store = f"file://{folder}/store"
     distributed.init_process_group("gloo", init_method=store, rank=number, world_size=workers)
     for name, (train, _) in TRAININGS.items():
@@ -95,6 +99,7 @@ def work(number: int, workers: int, folder: Path) -> None:
         with pytest.raises(ValueError, match="2 workers cannot share equally"):
             train(folder, folder / "none", config=config)
     assert not (folder / "none").exists()
+    distributed.barrier()  # Nobody leaves while another is still reading.
     distributed.destroy_process_group()
 
 
