@@ -186,7 +186,10 @@ def _success_table(plan: Plan, final: Final) -> str:
         reward: [_mean(final[task, reward]) for task in plan.tasks if (task, reward) in final]
         for reward in plan.rewards
     }
-    solved = [f"{sum(m >= SOLVED for m in means[reward])} of {len(means[reward])}" for reward in plan.rewards]
+    solved = [
+        f"{sum(m >= SOLVED for m in means[reward])} of {len(means[reward])}" if means[reward] else "-"
+        for reward in plan.rewards
+    ]
     overall = [_overall(final, plan.tasks, reward) for reward in plan.rewards]
     return _table(plan.rewards, [*lines, ("tasks solved", solved), ("mean of runs", overall)])
 
