@@ -62,7 +62,7 @@ class Coordinator:
             folder,
             self._recovered,
             while_waiting=self.supervisor.look,
-            recovery_timeout_s=max(120.0, settings.cluster.wait_for_resources_s),
+            recovery_timeout_s=settings.cluster.patience_s,
         )
         self.evaluation: EvaluationRun | None = None
         self._evaluated_at_steps = -1

@@ -124,7 +124,7 @@ class LearnerLink:
     def recover_if_restarted(self) -> None:
         """Brings the learner back if it has died and nobody has noticed yet."""
         try:
-            ray.get(self._actor.publish.remote(self.updates + self.updates_in_flight))
+            self.publish()
         except ray.exceptions.RayError as error:
             self._recover(error)
 

@@ -59,7 +59,12 @@ def needs_of(settings: TrainSettings) -> list[Need]:
 
 def rollout_need(settings: TrainSettings, slot: int) -> Need:
     """What the rollout actor of a slot asks for."""
-    return Need(f"rollout-{slot}", settings.cluster.rollout_cpus)
+    return Need(rollout_name(slot), settings.cluster.rollout_cpus)
+
+
+def rollout_name(slot: int) -> str:
+    """Name of the rollout actor of a slot."""
+    return f"rollout-{slot}"
 
 
 def unplaced(needs: Iterable[Need], nodes: Iterable[Mapping[str, float]]) -> list[Need]:

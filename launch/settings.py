@@ -172,6 +172,11 @@ class ClusterSettings:
         if self.metrics_port is not None and not 1024 <= self.metrics_port <= 65535:
             raise ValueError(f"metrics_port must be in [1024, 65535] or null, got {self.metrics_port}")
 
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for an actor that training cannot go on without, at the start and after a death."""
+        return max(self.start_timeout_s, self.wait_for_resources_s)
+
 
 @dataclass(frozen=True)
 class TrainSettings:

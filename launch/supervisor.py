@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable
 
 from launch.blocks import BlockPipeline
-from launch.placement import NotRunning, cluster_text, needs_of, not_running, rollout_need
+from launch.placement import NotRunning, cluster_text, needs_of, not_running, rollout_name, rollout_need
 from launch.rollout_pool import RolloutPool
 from launch.settings import TrainSettings
-from launch.system import System, make_rollout, rollout_name
+from launch.system import System, make_rollout
 
 LOOK_EVERY_S = 2.0
-# For an actor that there is one of; of rollout actors a run may have fewer. A lost node that comes back takes a minute or two.
-PATIENCE_S = 120.0
 
 
 class Supervisor:
@@ -38,7 +36,7 @@ class Supervisor:
     ) -> None:
         self._system, self._on_event, self._ask = system, on_event, look
         self._report_after_s = settings.cluster.report_unplaced_after_s
-        self._patience_s = max(PATIENCE_S, settings.cluster.wait_for_resources_s)
+        self._patience_s = settings.cluster.patience_s
         self._needs = {need.name: need for need in needs_of(settings)}
         self._rollout_need = lambda slot: rollout_need(settings, slot)
         self._pool = RolloutPool(

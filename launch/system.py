@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from launch.failures import get_or_explain
-from launch.placement import cluster_text, free_text, needs_of, not_running
+from launch.placement import cluster_text, free_text, needs_of, not_running, rollout_name
 from launch.ray_access import ray_address
 from launch.settings import ClusterSettings, TrainSettings
 
@@ -49,11 +49,6 @@ class System:
             **{f"reward-{i}": actor for i, actor in enumerate(self.rewards)},
             **{rollout_name(slot): actor for slot, actor in self.rollouts.items()},
         }
-
-
-def rollout_name(slot: int) -> str:
-    """Name of the rollout actor of a slot."""
-    return f"rollout-{slot}"
 
 
 def start_ray(cluster: ClusterSettings, namespace: str, *, show_logs: bool = True) -> None:
@@ -266,7 +261,7 @@ def _wait_for_nodes(settings: TrainSettings, on_event: Callable[[str], None]) ->
     cluster = settings.cluster
     started_s = time.monotonic()
     # A run that may not wait was refused before if the cluster is too small; others may have what it has.
-    patience_s = max(cluster.wait_for_resources_s, cluster.start_timeout_s)
+    patience_s = cluster.patience_s
     reported = False
     while left := not_running().without_node:
         waited_s = time.monotonic() - started_s
