@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -18,8 +18,23 @@ FORMAT_VERSION = 1
 
 
 def save_tensors(path: str | Path, values: Any) -> None:
-    """Writes tensors (nested dicts, lists, numbers, strings) atomically with `torch.save`."""
-    write_atomic(path, lambda file: torch.save(values, file))
+    """Writes tensors (nested dicts, lists, numbers, strings) atomically with `torch.save`.
+
+    Raises:
+        OSError: naming the file, if the disk is full or not writable; the file is untouched then.
+    """
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(values, file)
+        except RuntimeError as error:
+            cause = error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            # torch speaks of an "unexpected pos" in its archive instead.
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
+
+    write_atomic(path, write)
 
 
 def load_tensors(path: str | Path, device: str | torch.device = "cpu") -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from models.checkpoints import (
     load_weights,
     require_same_config,
     save_checkpoint,
+    save_tensors,
 )
 from models.files import read_json, write_atomic, write_json
 from models.training_log import TrainingLog
@@ -30,6 +33,21 @@ class RunsCode:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
+
+
+def test_a_disk_that_takes_only_a_part_is_told_and_the_former_file_stays(tmp_path):
+    path = tmp_path / "weights.pt"
+    save_tensors(path, {"weight": torch.ones(1)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*weights\.pt") as error:
+            save_tensors(path, {str(i): torch.zeros(300_000) for i in range(8)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG
+    assert load_tensors(path)["weight"].item() == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["weights.pt"]
 
 
 def test_pickled_code_is_refused_and_not_run(tmp_path):
