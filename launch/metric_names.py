@@ -44,6 +44,7 @@ LEARNER = {
     "actor_loss": "Loss of the actor",
     "actor_logprob": "Mean log-probability of the actor's actions",
     "actor_ent": "Mean entropy of the actor's exploration noise",
+    "actor_saturation": "Share of the actor's outputs before tanh that are beyond +-2",
     "actor_dormant_ratio": "Share of the actor's units that hardly respond",
     "batch_reward": "Mean n-step reward of a batch, the weighted bonus included",
     "expl_reward": "Mean bonus of a batch, unweighted",

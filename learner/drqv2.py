@@ -17,6 +17,8 @@ from learner.networks import Actor, Critic, Encoder, noisy_action, random_shift
 from learner.policy import PolicyConfig
 from learner.second_thread import SecondThread, Task
 
+SATURATED_FROM = 2.0  # where tanh is 0.96, and its slope 0.07
+
 
 @dataclass(frozen=True)
 class DrQV2Config:
@@ -38,6 +40,12 @@ class DrQV2Config:
         shift_pad_px: Largest shift of the augmentation in pixels, at least 0.
         dormant_threshold: A neuron counts as dormant if its mean absolute output is below this
             fraction of its layer's mean; at least 0.
+        value_scale: Factor on the critics' outputs, above 0; 1 in the paper. Of the size of the returns, it spares a short
+            training the updates in which outputs grow to them.
+        centre_values: Whether the critics learn the difference from the value of the first batch's mean reward
+            ("Reward Centering", Naik et al., arXiv 2405.09999, with a fixed mean), not that value too; no in the paper.
+        saturation_weight: Weight, at least 0, of the squared excess of the actor's outputs before their tanh over +-2,
+            beyond which no gradient brings an action back; 0 in the paper.
     """
 
     batch_size: int = 256
@@ -54,15 +62,19 @@ class DrQV2Config:
     num_expl_steps: int = 2000
     shift_pad_px: int = 4
     dormant_threshold: float = 0.025
+    value_scale: float = 1.0
+    centre_values: bool = False
+    saturation_weight: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder_strides", tuple(int(stride) for stride in self.encoder_strides))
         whole = ("batch_size", "encoder_channels", "feature_dim", "hidden_dim", "stddev_duration_steps")
         for name in whole:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("stddev_start", "stddev_end", "num_expl_steps", "shift_pad_px", "dormant_threshold"):
+        not_negative = ("stddev_start", "stddev_end", "num_expl_steps", "shift_pad_px", "dormant_threshold")
+        for name in (*not_negative, "saturation_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
-        for name in ("lr", "stddev_clip"):
+        for name in ("lr", "stddev_clip", "value_scale"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         _require(0 < self.critic_target_tau <= 1, "critic_target_tau", self.critic_target_tau, "in (0, 1]")
         strides_ok = len(self.encoder_strides) > 0 and min(self.encoder_strides) >= 1
@@ -124,6 +136,8 @@ class DrQV2Agent:
             torch.manual_seed(seed)
             self._build_networks()
         self.critic_target.load_state_dict(self.critic.state_dict())
+        self.value_offset = torch.zeros((), device=self.device)
+        self._centred = not config.centre_values
         # On the CPU, so that shifts and noise do not depend on the device.
         self.generator = torch.Generator().manual_seed(seed)
         self._encoder_parameters: list[torch.Tensor] = list(self.encoder.parameters())
@@ -177,6 +191,8 @@ class DrQV2Agent:
             Scalar tensors on the agent's device (reading one waits for the device). Those of a captured update
             are valid until the next one.
         """
+        if not self._centred:
+            self._centre_values(batch)
         shifts = shifts or (self._draw_shifts(batch), self._draw_shifts(batch))
         noise = noise or (self._draw_noise(batch), self._draw_noise(batch))
         stddev = torch.tensor(self.config.stddev(agent_steps), dtype=torch.float32)
@@ -190,6 +206,17 @@ class DrQV2Agent:
         if key not in self._captured:
             self._captured[key] = CapturedFunction(partial(self._step, bonus_weight), self._record)
         return self._captured[key](self.device, inputs)
+
+    def _centre_values(self, batch: TensorBatch) -> None:
+        """Sets the offset to the value v of the batch's mean reward, for which v = r + discount v on average.
+
+        Without the bonus, which vanishes while training. Where episodes end by time alone an offset changes no
+        policy, and without it all that critics and encoder learn from at first is the common sign of the rewards.
+        """
+        reward, horizon = batch.reward.sum(), (1.0 - batch.discount).sum()
+        # Without discounting there is no such value.
+        self.value_offset.copy_(torch.where(horizon > 0, reward / horizon, 0.0))
+        self._centred = True
 
     def _step(self, bonus_weight: float, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """The update as a function of tensors on the device alone, so that it can be captured.
@@ -236,13 +263,23 @@ class DrQV2Agent:
         """(B, 1) clipped double-Q targets (arXiv 2107.09645, eq. 1)."""
         next_obs = self._encode(random_shift(batch.next_obs, shift, self.config.shift_pad_px))
         next_action = noisy_action(self.actor(next_obs), stddev, noise, self.config.stddev_clip)
-        return batch.reward + batch.discount * torch.minimum(*self.critic_target(next_obs, next_action))
+        return batch.reward + batch.discount * torch.minimum(
+            *self._values(self.critic_target, next_obs, next_action)
+        )
+
+    def _values(
+        self, critic: Critic, features: torch.Tensor, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, repr_dim), (B, A) float32 -> two (B, 1) float32 values, scaled and offset."""
+        q1, q2 = critic(features, action)
+        scale = self.config.value_scale
+        return q1 * scale + self.value_offset, q2 * scale + self.value_offset
 
     def _critic_gradients(
         self, obs: torch.Tensor, action: torch.Tensor, targets: Task[torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Gradients of the two squared errors to the targets (arXiv 2107.09645, eq. 1-2), for critic and observation."""
-        q1, q2 = self.critic(obs, action)
+        q1, q2 = self._values(self.critic, obs, action)
         target_q = targets.result()
         loss = F.mse_loss(q1, target_q) + F.mse_loss(q2, target_q)
         self.critic_opt.zero_grad(set_to_none=True)
@@ -262,23 +299,28 @@ class DrQV2Agent:
     def _update_actor(
         self, obs: torch.Tensor, stddev: torch.Tensor, noise: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Maximises the smaller value of the noisy action (arXiv 2107.09645, eq. 3)."""
+        """Maximises the smaller value of the noisy action (arXiv 2107.09645, eq. 3), kept where tanh has a slope."""
         outputs: list[torch.Tensor] = []
         hooks = [
             layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.detach()))
             for layer in self.actor.linear_layers()
         ]
-        mean = self.actor(obs)
+        pre_tanh = self.actor.pre_tanh(obs)
         for hook in hooks:
             hook.remove()
+        mean = torch.tanh(pre_tanh)
         action = noisy_action(mean, stddev, noise, self.config.stddev_clip)
-        loss = -torch.minimum(*self.critic(obs, action)).mean()
+        loss = -torch.minimum(*self._values(self.critic, obs, action)).mean()
+        if self.config.saturation_weight > 0:
+            excess = (pre_tanh.abs() - SATURATED_FROM).clamp(min=0.0)
+            loss = loss + self.config.saturation_weight * excess.square().sum(-1).mean()
         self.actor_opt.zero_grad(set_to_none=True)
         # Only the actor's gradients are computed; the critic's would be thrown away.
         loss.backward(inputs=self._actor_parameters)
         self.actor_opt.step()
         return {
             "actor_dormant_ratio": dormant_ratio(outputs, self.config.dormant_threshold),
+            "actor_saturation": (pre_tanh.detach().abs() > SATURATED_FROM).float().mean(),
             "actor_loss": loss.detach(),
             **policy_statistics(action.detach(), mean.detach(), stddev),
         }
@@ -315,7 +357,8 @@ class DrQV2Agent:
     def state_dict(self) -> dict[str, Any]:
         """Everything an identical continuation needs: weights, optimisers and the random state."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
-        return {**state, "generator": self.generator.get_state()}
+        values = {"value_offset": self.value_offset.clone(), "centred": self._centred}
+        return {**state, **values, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict()`, also one of another device."""
@@ -324,6 +367,9 @@ class DrQV2Agent:
             if isinstance(part, torch.optim.Optimizer):
                 for group in part.param_groups:
                     group["capturable"] = self.device.type == "cuda"  # of the device that it was saved on
+        # Checkpoints from before there was an offset have none.
+        self.value_offset.copy_(state.get("value_offset", torch.zeros(())))
+        self._centred = state.get("centred", True)
         self.generator.set_state(state["generator"].cpu())
         self._captured.clear()  # A recording goes on writing into the moments that were just replaced.
 

@@ -17,7 +17,7 @@ from learner.captured import record_cuda_graph
 from learner.drqv2 import DrQV2Agent, DrQV2Config
 from learner.preparation import Preparation, Prepared
 from learner.second_thread import SecondThread, has_free_core
-from models.files import write_atomic
+from models.checkpoints import save_tensors
 from models.precision import PRECISIONS, bfloat16_pays
 
 FILE_NAME = "learner.pt"
@@ -216,6 +216,7 @@ class Learner:
 
         Raises:
             FileExistsError: if the folder has one already; checkpoints are never overwritten.
+            OSError: naming the file, if the disk is full.
         """
         path = Path(folder) / FILE_NAME
         if path.exists():
@@ -226,7 +227,7 @@ class Learner:
             "agent": self.agent.state_dict(),
             "bonus": self.bonus.state_dict(),
         }
-        write_atomic(path, lambda file: torch.save(state, file))
+        save_tensors(path, state)
         return path
 
     def load(self, folder: str | Path) -> None:
@@ -239,10 +240,11 @@ class Learner:
         path = Path(folder) / FILE_NAME
         state = torch.load(path, map_location=self.device, weights_only=True)
         stored = state["identity"]
+        # A setting that the checkpoint does not name is younger than it.
         wrong = [
-            f"{key} is {stored.get(key)!r} there and {value!r} here"
+            f"{key} is {stored[key]!r} there and {value!r} here"
             for key, value in self._identity.items()
-            if stored.get(key) != value
+            if stored.get(key, value) != value
         ]
         if wrong:
             raise ValueError(f"checkpoint {path} does not fit: {'; '.join(wrong)}; use the same settings")

@@ -157,7 +157,12 @@ class Actor(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, repr_dim) float32 -> (B, A) float32 mean action."""
-        return torch.tanh(self.policy(self.trunk(features)))
+        return torch.tanh(self.pre_tanh(features))
+
+    def pre_tanh(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, repr_dim) float32 -> (B, A) float32, unbounded: the mean action before its tanh."""
+        output: torch.Tensor = self.policy(self.trunk(features))
+        return output
 
     def linear_layers(self) -> list[nn.Linear]:
         """The linear layers in order, whose outputs the dormant ratio looks at."""

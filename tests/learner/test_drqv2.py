@@ -12,6 +12,7 @@ from learner.batch import TensorBatch
 from learner.drqv2 import DrQV2Agent, DrQV2Config
 from learner.networks import noisy_action, random_shift
 from learner.policy import build_policy
+from tests.learner.helpers import make_tensor_batch
 
 NETWORKS = ("encoder", "actor", "critic", "critic_target")
 
@@ -94,7 +95,8 @@ def test_three_updates_match_in_metrics_and_all_networks(data):
     agent = golden_agent(data)
     for update in range(3):
         metrics = run_update(agent, data, update)
-        assert metrics == pytest.approx(data["config"]["metrics_per_update"][update], abs=5e-5)
+        expected = data["config"]["metrics_per_update"][update]
+        assert metrics == pytest.approx(metrics | expected, abs=5e-5) and expected.keys() <= metrics.keys()
         if update == 0:
             check_gradients(agent, data["io"])
             check_parameters(agent, data, "after_update1")
@@ -115,7 +117,75 @@ def check_gradients(agent, io) -> None:
 def test_bonus_is_added_once_to_the_n_step_reward(data):
     bonus = torch.from_numpy(data["io"]["variant_expl_reward"]) / 0.95  # stored with its weight
     metrics = run_update(golden_agent(data), data, 0, bonus, weight=0.95)
-    assert metrics == pytest.approx(data["config"]["metrics_first_update_with_expl_reward"], abs=5e-5)
+    expected = data["config"]["metrics_first_update_with_expl_reward"]
+    assert metrics == pytest.approx(metrics | expected, abs=5e-5) and expected.keys() <= metrics.keys()
+
+
+def small_agent(**settings) -> DrQV2Agent:
+    """An agent for the batches of `make_tensor_batch`."""
+    return DrQV2Agent(
+        64, 2, DrQV2Config(encoder_channels=4, feature_dim=8, hidden_dim=16, **settings), seed=3
+    )
+
+
+def constant_rewards(reward: float, discount: float) -> TensorBatch:
+    batch = make_tensor_batch(0)
+    return batch._replace(
+        reward=torch.full_like(batch.reward, reward), discount=torch.full_like(batch.discount, discount)
+    )
+
+
+def test_centred_values_start_at_the_value_of_the_mean_reward():
+    batch = constant_rewards(-3.0, 0.97)
+    plain = small_agent().update(batch, 0)
+    centred = small_agent(centre_values=True).update(
+        batch, 0, bonus=torch.full((6, 1), 50.0), bonus_weight=0.0
+    )
+    assert float(centred["critic_q1"] - plain["critic_q1"]) == pytest.approx(
+        -100.0, abs=1e-3
+    )  # -3 / (1 - 0.97)
+    assert float(plain["critic_loss"]) > 10 > 2 > float(centred["critic_loss"])
+    assert float(centred["batch_reward"]) == -3.0
+
+
+def test_the_centre_is_that_of_the_first_batch_and_survives_a_checkpoint():
+    agent = small_agent(centre_values=True)
+    agent.update(constant_rewards(2.0, 0.5), 0)
+    again = small_agent(centre_values=True)
+    again.load_state_dict(agent.state_dict())
+    other = constant_rewards(-7.0, 0.9)
+    assert agent.update(other, 1)["critic_q1"] == again.update(other, 1)["critic_q1"]
+    assert float(agent.value_offset) == float(again.value_offset) == 4.0
+    older = {
+        key: value for key, value in agent.state_dict().items() if key not in ("value_offset", "centred")
+    }
+    again.load_state_dict(older)
+    again.update(other, 2)
+    assert float(again.value_offset) == 0.0
+
+
+def test_without_discounting_there_is_no_centre():
+    agent = small_agent(centre_values=True)
+    agent.update(constant_rewards(2.0, 1.0), 0)
+    assert float(agent.value_offset) == 0.0
+
+
+def test_scaled_values_are_those_of_critics_with_larger_outputs():
+    batch = make_tensor_batch(1)
+    plain, scaled = (small_agent(value_scale=scale).update(batch, 0) for scale in (1.0, 10.0))
+    assert float(scaled["critic_q1"]) == pytest.approx(10 * float(plain["critic_q1"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(("weight", "comes_back"), [(0.0, False), (1.0, True)])
+def test_a_saturated_actor_comes_back_only_by_its_penalty(weight, comes_back):
+    agent = small_agent(saturation_weight=weight, lr=1e-2)
+    with torch.no_grad():
+        agent.actor.policy[-1].bias.fill_(12.0)
+    saturation = [float(agent.update(make_tensor_batch(2), 0)["actor_saturation"]) for _ in range(60)]
+    assert saturation[0] == 1.0
+    pre_tanh = agent.actor.pre_tanh(agent.encoder(make_tensor_batch(2).obs)).detach()
+    assert bool((pre_tanh < 3.0).all()) is comes_back
+    assert bool((pre_tanh > 9.0).all()) is not comes_back
 
 
 def test_stddev_schedule(data):
@@ -175,7 +245,8 @@ def test_policy_refuses_weights_of_another_network():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("lr", 0), ("critic_target_tau", 1.5), ("encoder_strides", ()), ("batch_size", 0)]
+    ("key", "value"),
+    [("lr", 0), ("critic_target_tau", 1.5), ("encoder_strides", ()), ("batch_size", 0), ("value_scale", 0)],
 )
 def test_bad_settings_are_named(key, value):
     with pytest.raises(ValueError, match=rf"agent\.{key}="):
