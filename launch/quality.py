@@ -2,6 +2,7 @@
 
     python launch/quality.py task_set=metaworld7
     python launch/quality.py task=adroit-door rewards=[diffusion,viper,amp]
+    python launch/quality.py task_set=metaworld_unseen8 models_of=metaworld7      # tasks that the models have not seen
 
 Videos and models that are missing are collected and trained first. Writes quality.json and quality.md.
 """
@@ -27,10 +28,11 @@ from launch.paths import absolute_path
 from launch.quality_rewards import Scorer, frozen_scorer, learning_scorer, sparse_scorer
 from launch.steps import run_step
 from models.episode import Episode
-from models.files import write_json
+from models.files import read_json, write_json
 from models.videos import VideoSet, read_videos
 from reward_service.corruptions import CORRUPTIONS
 from reward_service.quality import compare, progress_correlation
+from reward_service.statistics import STATISTICS_FILE
 
 OTHERS = ("random", "half", "noisy")
 EDITED = ("reversed", "frozen")
@@ -72,10 +74,16 @@ def quality(config: DictConfig) -> int:
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
     data = absolute_path(str(config.data), "data")
     checkpoints = absolute_path(str(config.checkpoints), "checkpoints")
-    frozen = {reward: _checkpoint(config, reward, checkpoints, name) for reward in rewards}
-    for task in tasks:
+    models = name if config.models_of is None else str(config.models_of)
+    frozen = {reward: _checkpoint(config, reward, checkpoints, models) for reward in rewards}
+    if models != name:
+        _require_models(frozen, models)
+    for task in tasks if models == name else judged:
         _collect_missing(config, task, data)
-    _train_missing(config, tasks, data, checkpoints, name, frozen)
+    if models == name:
+        _train_missing(config, tasks, data, checkpoints, name, frozen)
+    else:
+        _measure_missing(config, judged, data, frozen)
     out.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for task in judged:
@@ -89,7 +97,7 @@ def quality(config: DictConfig) -> int:
             }
             rows.append(row)
             print(f"[quality] {task:<16} {reward:<21} {_line(row)}", flush=True)
-            write_json(out / "quality.json", {"preset": config.preset_name, "models": name, "rows": rows})
+            write_json(out / "quality.json", {"preset": config.preset_name, "models": models, "rows": rows})
     text = f"{table(means(rows, name))}\n\n{table(rows)}\n"
     (out / "quality.md").write_text(text)
     print(f"\n{text}\nwritten: {out}/quality.md, quality.json")
@@ -227,6 +235,29 @@ def _collect_missing(config: DictConfig, task: str, data: Path) -> None:
             f"out={folder}",
         ]
         run_step(f"{behaviour} videos of {task}", ["collect", *arguments])
+
+
+def _require_models(frozen: Mapping[str, Path | None], models: str) -> None:
+    folders = dict.fromkeys(path for path in frozen.values() if path is not None)
+    missing = [str(path) for path in folders if not (path / "summary.json").exists()]
+    if missing:
+        raise UsageError(
+            f"models_of={models} needs models that are there: not found: {', '.join(missing)}; make them with "
+            f"`python launch/quality.py task_set={models}`, or give another checkpoints="
+        )
+
+
+def _measure_missing(
+    config: DictConfig, tasks: Sequence[str], data: Path, frozen: Mapping[str, Path | None]
+) -> None:
+    """Statistics of the tasks that a model has not seen, from their expert videos, into the model's folder."""
+    for folder in dict.fromkeys(path for path in frozen.values() if path is not None):
+        known = read_json(folder / STATISTICS_FILE).values()
+        for task in (task for task in tasks if any(task not in entries for entries in known)):
+            what = f"statistics of {task} for {folder}"
+            preset = f"preset={config.preset_name}"
+            arguments = [f"task={task}", preset, f"device={config.device}", "stage=statistics"]
+            run_step(what, ["pretrain", *arguments, f"data={data / task / 'expert'}", f"out={folder}"])
 
 
 def _train_missing(

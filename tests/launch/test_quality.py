@@ -1,0 +1,47 @@
+"""Judging tasks with the models of others: what is asked for first, what is measured and what is not made."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from launch import quality
+from launch.cli import UsageError, compose
+
+
+def test_models_of_other_tasks_get_statistics_and_no_training(tmp_path, monkeypatch):
+    video = tmp_path / "checkpoints/video/metaworld7"
+    video.mkdir(parents=True)
+    (video / "summary.json").write_text("{}")
+    known = {"entropy/one_forward": {"reach": {}, "door-lock": {}}, "likelihood/one_forward": {"reach": {}}}
+    (video / "statistics.json").write_text(json.dumps(known))
+    commands = []
+
+    def run(_name, arguments):
+        commands.append(arguments)
+        if arguments[0] == "pretrain":
+            raise KeyboardInterrupt  # what comes next reads videos
+
+    monkeypatch.setattr(quality, "run_step", run)
+    given = ["task_set=metaworld_unseen8", "models_of=metaworld7", "judged=[door-lock]"]
+    folders = [f"data={tmp_path}/data", f"checkpoints={tmp_path}/checkpoints", f"out={tmp_path}/out"]
+    with pytest.raises(KeyboardInterrupt):
+        quality.quality(compose("quality", [*given, *folders, "rewards=[diffusion,diffusion_likelihood]"]))
+    collected, measured = commands[:-1], commands[-1]
+    assert [c[:2] for c in collected] == [["collect", "task=door-lock"]] * 4
+    assert measured[:2] == ["pretrain", "task=door-lock"] and "stage=statistics" in measured
+    assert measured[-2:] == [f"data={tmp_path}/data/door-lock/expert", f"out={video}"]
+    compose("pretrain", measured[1:])  # the verb takes them
+
+
+def test_models_that_are_not_there_are_named_before_anything_is_collected(tmp_path):
+    given = [
+        "task_set=metaworld_unseen8",
+        "models_of=metaworld7",
+        f"checkpoints={tmp_path}",
+        f"out={tmp_path}/out",
+    ]
+    with pytest.raises(UsageError, match=rf"not found: {tmp_path}/video/metaworld7, {tmp_path}/videogpt"):
+        quality.quality(compose("quality", [*given, "rewards=[diffusion,diffusion_likelihood,viper]"]))
+    assert not list(tmp_path.iterdir())
