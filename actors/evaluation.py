@@ -99,7 +99,6 @@ class Evaluator:
         if episodes < 1:
             raise ValueError(f"episodes is {episodes}, expected 1 or more")
         started = time.perf_counter()
-        rng = np.random.default_rng(seed)
         seeds = [indexed_seed("evaluation", seed, i) for i in range(episodes)]
         ids = [f"evaluation-v{weight_version}-s{seed}-{i}" for i in range(episodes)]
         recorders: list[EpisodeRecorder] = []
@@ -109,7 +108,7 @@ class Evaluator:
                 self._env_config.task,
                 _pick(ids, wave),
                 _pick(seeds, wave),
-                lambda frames: policy.act(frames, None, rng),
+                lambda frames: policy.act(frames, None),
             )
             if on_progress is not None:
                 on_progress(len(recorders))

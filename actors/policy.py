@@ -27,15 +27,15 @@ class Policy(Protocol):
         """Takes new weights."""
 
     def act(
-        self, frames: np.ndarray, stddev: float | None, rng: np.random.Generator, uniform: bool = False
+        self, frames: np.ndarray, stddev: float | None, noise: np.ndarray | None = None, uniform: bool = False
     ) -> np.ndarray:
         """Actions for a batch of frames.
 
         Args:
             frames: (N, H, W, 3) uint8.
             stddev: Standard deviation of the exploration noise; None for the mean action.
-            rng: Source of the noise.
-            uniform: Ignore the policy and draw uniform actions.
+            noise: (N, A) float32 standard normals; not needed for mean actions.
+            uniform: Ignore the policy and make uniform actions of the noise.
 
         Returns:
             (N, A) float32 in [-1, 1].

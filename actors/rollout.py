@@ -27,6 +27,8 @@ class RolloutConfig:
         stddev_start: Standard deviation of the exploration noise at global agent step 0, 0 or more.
         stddev_end: Standard deviation from `stddev_duration_steps` on, 0 or more.
         stddev_duration_steps: Global agent steps of the linear decay, 1 or more.
+        noise_correlation: Correlation of the exploration, noise and uniform actions alike, from one agent step of an
+            episode to the next, in [0, 1); 0 in the paper.
         dense: Whether episodes carry the simulator's shaped reward in place of the sparse one.
     """
 
@@ -37,6 +39,7 @@ class RolloutConfig:
     stddev_start: float = 1.0
     stddev_end: float = 0.1
     stddev_duration_steps: int = 3_000_000
+    noise_correlation: float = 0.0
     dense: bool = False
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class RolloutConfig:
             value = getattr(self, key)
             if not value >= minimum:
                 raise ValueError(f"{key} is {value!r}, expected {minimum} or more")
+        if not 0.0 <= self.noise_correlation < 1.0:
+            raise ValueError(f"noise_correlation is {self.noise_correlation!r}, expected in [0, 1)")
 
     def stddev(self, global_agent_steps: int) -> float:
         """Exploration noise at a global agent step: linear decay, then constant (DrQ-v2, arXiv 2107.09645)."""
@@ -116,6 +121,7 @@ class Rollout:
             ids = [f"{block_id}-{i}" for i in wave]
             seeds = [training_seed(self._config.seed, block_id, i) for i in wave]
             task = self._env_config.task
+            schedule.start_wave()
             for recorder, seed in zip(
                 run_wave(self._envs, task, ids, seeds, schedule.act, schedule.count), seeds
             ):
@@ -144,6 +150,11 @@ class _Schedule:
         self._rollout, self._config, self._rng = rollout, rollout._config, rng
         self.global_steps = global_agent_steps
         self._queries = 0
+        self._noise: np.ndarray | None = None
+
+    def start_wave(self) -> None:
+        """Episodes do not share noise."""
+        self._noise = None
 
     def count(self, agent_steps: int) -> None:
         self.global_steps += agent_steps
@@ -158,9 +169,21 @@ class _Schedule:
                 f"no policy weights at agent step {self.global_steps}, but uniform exploration ended at step "
                 f"{self._config.num_expl_steps}; publish version 0 before the first rollout"
             )
-        return self._rollout._policy.act(
-            frames, self._config.stddev(self.global_steps), self._rng, uniform=uniform
-        )
+        stddev = self._config.stddev(self.global_steps)
+        return self._rollout._policy.act(frames, stddev, self._next_noise(len(frames)), uniform=uniform)
+
+    def _next_noise(self, num_envs: int) -> np.ndarray:
+        """(num_envs, A) standard normals, each an AR(1) process over the steps of its episode.
+
+        White noise mostly takes back what it has just done; correlated noise gets an arm somewhere. (Where episodes
+        end early, those that go on may take over the noise of a neighbour.)
+        """
+        size = (num_envs, self._rollout._env_config.action_dim)
+        fresh, correlation = self._rng.standard_normal(size, dtype=np.float32), self._config.noise_correlation
+        if self._noise is not None:
+            fresh = correlation * self._noise[:num_envs] + np.sqrt(1.0 - correlation**2) * fresh
+        self._noise = fresh.astype(np.float32)
+        return self._noise
 
 
 def _episode_facts(episode: Episode, recorder: EpisodeRecorder, seed: int, version: int) -> dict[str, Any]:

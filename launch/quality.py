@@ -250,14 +250,17 @@ def _require_models(frozen: Mapping[str, Path | None], models: str) -> None:
 def _measure_missing(
     config: DictConfig, tasks: Sequence[str], data: Path, frozen: Mapping[str, Path | None]
 ) -> None:
-    """Statistics of the tasks that a model has not seen, from their expert videos, into the model's folder."""
-    for folder in dict.fromkeys(path for path in frozen.values() if path is not None):
+    """Statistics of the tasks that a model has not seen, from their videos, into the model's folder."""
+    # Rewards of one model share its statistics; any of them has all computed.
+    rewards = {folder: reward.split()[0] for reward, folder in frozen.items() if folder is not None}
+    for folder, reward in rewards.items():
         known = read_json(folder / STATISTICS_FILE).values()
         for task in (task for task in tasks if any(task not in entries for entries in known)):
             what = f"statistics of {task} for {folder}"
-            preset = f"preset={config.preset_name}"
-            arguments = [f"task={task}", preset, f"device={config.device}", "stage=statistics"]
-            run_step(what, ["pretrain", *arguments, f"data={data / task / 'expert'}", f"out={folder}"])
+            common = [f"task={task}", f"preset={config.preset_name}", f"device={config.device}"]
+            arguments = [*common, "stage=statistics", f"reward={reward}"]
+            videos = f"data=[{_videos_of(folder.parent.name, [task], data)}]"
+            run_step(what, ["pretrain", *arguments, videos, f"out={folder}"])
 
 
 def _train_missing(

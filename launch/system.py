@@ -219,6 +219,7 @@ def make_rollout(settings: TrainSettings, slot: int) -> Any:
             stddev_start=agent.stddev_start,
             stddev_end=agent.stddev_end,
             stddev_duration_steps=agent.stddev_duration_steps,
+            noise_correlation=agent.noise_correlation,
             dense=settings.reward.environment == "dense",
             egl_device=_egl_device(settings.cluster, slot),
         )

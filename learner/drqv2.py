@@ -37,6 +37,8 @@ class DrQV2Config:
         stddev_duration_steps: Agent steps over which the stddev moves linearly, at least 1.
         stddev_clip: Bound on the scaled noise inside updates, above 0.
         num_expl_steps: Agent steps at the start whose actions are uniform, at least 0.
+        noise_correlation: Correlation of the exploration noise from one agent step to the next, in [0, 1); 0 in the paper.
+            What updates add to actions is never correlated.
         shift_pad_px: Largest shift of the augmentation in pixels, at least 0.
         dormant_threshold: A neuron counts as dormant if its mean absolute output is below this
             fraction of its layer's mean; at least 0.
@@ -60,6 +62,7 @@ class DrQV2Config:
     stddev_duration_steps: int = 3_000_000
     stddev_clip: float = 0.3
     num_expl_steps: int = 2000
+    noise_correlation: float = 0.0
     shift_pad_px: int = 4
     dormant_threshold: float = 0.025
     value_scale: float = 1.0
@@ -76,6 +79,7 @@ class DrQV2Config:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
         for name in ("lr", "stddev_clip", "value_scale"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        _require(0 <= self.noise_correlation < 1, "noise_correlation", self.noise_correlation, "in [0, 1)")
         _require(0 < self.critic_target_tau <= 1, "critic_target_tau", self.critic_target_tau, "in (0, 1]")
         strides_ok = len(self.encoder_strides) > 0 and min(self.encoder_strides) >= 1
         _require(strides_ok, "encoder_strides", self.encoder_strides, "one whole number >= 1 a convolution")

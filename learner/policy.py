@@ -69,7 +69,7 @@ class Policy:
         self,
         frames: np.ndarray,
         stddev: float | None,
-        rng: np.random.Generator,
+        noise: np.ndarray | None = None,
         uniform: bool = False,
     ) -> np.ndarray:
         """Actions for N observations.
@@ -77,21 +77,20 @@ class Policy:
         Args:
             frames: (N, H, W, 3) uint8 [0, 255].
             stddev: Standard deviation of the exploration noise, or None for the mean action.
-            rng: Source of the noise; unused for mean actions.
-            uniform: Draw uniform actions instead (the first exploration steps).
+            noise: (N, A) float32 standard normals; not needed for mean actions.
+            uniform: Uniform actions from the noise instead (the first exploration steps).
 
         Returns:
             (N, A) float32 [-1, 1].
         """
-        size = (len(frames), self.config.action_dim)
         if uniform:
-            return rng.uniform(-1.0, 1.0, size).astype(np.float32)
+            # The distribution function of the normal distribution makes normals uniform in [0, 1].
+            return (2.0 * torch.special.ndtr(torch.from_numpy(noise)) - 1.0).numpy()
         images = frames if frames.flags.writeable else frames.copy()
         mean = self._actor(self._encoder(torch.from_numpy(images)))
         if stddev is None:
             return mean.numpy()
-        noise = torch.from_numpy(rng.standard_normal(size, dtype=np.float32))
-        return noisy_action(mean, stddev, noise).numpy()
+        return noisy_action(mean, stddev, torch.from_numpy(noise)).numpy()
 
 
 def build_policy(config: dict[str, Any]) -> Policy:

@@ -35,10 +35,10 @@ class FakePolicy:
     def load(self, weights):
         self.value = float(weights["value"])
 
-    def act(self, frames, stddev, rng, uniform=False):
+    def act(self, frames, stddev, noise=None, uniform=False):
         assert frames.dtype == np.uint8 and frames.ndim == 4
         self.calls.append((len(frames), None if stddev is None else round(stddev, 6), uniform, self.value))
         if uniform:
-            return rng.uniform(-1, 1, (len(frames), 4)).astype(np.float32)
-        noise = 0.0 if stddev is None else stddev * rng.standard_normal((len(frames), 4))
-        return np.clip(np.full((len(frames), 4), self.value) + noise, -1, 1).astype(np.float32)
+            return np.tanh(noise)
+        scaled = 0.0 if stddev is None else stddev * noise
+        return np.clip(np.full((len(frames), 4), self.value) + scaled, -1, 1).astype(np.float32)

@@ -72,6 +72,23 @@ def test_exploration_counts_global_agent_steps(fake_rollout):
     ]
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_noise_is_correlated_within_an_episode_only(fake_rollout, correlation):
+    rollout, _, _ = fake_rollout(
+        rewards=[0] * 250, num_envs=2, num_expl_steps=9999, noise_correlation=correlation
+    )
+    episodes, _ = rollout.collect("b", 4, 0)
+    noise = np.arctanh(
+        np.stack([e.actions for e in episodes]).astype(np.float64)
+    )  # of FakePolicy, (4, 250, A)
+    before, after = noise[:, :-1].flatten(), noise[:, 1:].flatten()
+    assert np.corrcoef(before, after)[0, 1] == pytest.approx(correlation, abs=0.05)
+    assert noise.std() == pytest.approx(1.0, abs=0.15)
+    last, first = noise[:2, -1].flatten(), noise[2:, 0].flatten()
+    assert np.abs(last - first).max() > 1.0  # 0.9 would leave changes of 0.4
+    assert np.abs(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.3
+
+
 @pytest.mark.parametrize(
     ("steps", "stddev"), [(0, 1.0), (1_500_000, 0.55), (3_000_000, 0.1), (9_000_000, 0.1), (1_033_333, 0.69)]
 )
@@ -124,7 +141,14 @@ def test_a_lost_block_is_made_again_exactly():
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_envs": 0}, {"stddev_end": -0.1}, {"weight_refresh_steps": 0}, {"seed": -1}]
+    "change",
+    [
+        {"num_envs": 0},
+        {"stddev_end": -0.1},
+        {"weight_refresh_steps": 0},
+        {"seed": -1},
+        {"noise_correlation": 1.0},
+    ],
 )
 def test_bad_config_names_the_key(change):
     with pytest.raises(ValueError, match=next(iter(change))):
