@@ -10,12 +10,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from launch.cli import UsageError
 from launch.manifest import COUNTERS, FORMAT, checkpoint_number, damage, seal
 from models.files import read_json, sync_to_disk, write_atomic, write_json
 
+MISSING = object()
 # Keys that may change between a run and its continuation; everything else must match.
 RESUMABLE_KEYS = (
     "resume",
@@ -46,6 +48,30 @@ RESUMABLE_KEYS = (
     "log_every_s",
     "console",
 )
+
+
+# What a choice of a group is known by in a configuration.
+GROUP_NAMES = {"task": "env.task", "reward": "reward.name", "preset": "preset_name"}
+
+
+def continued(saved: DictConfig, composed: DictConfig, given: Sequence[str]) -> DictConfig:
+    """The configuration of a resumed run: its own, but for the keys that may change and those that are given now.
+
+    Presets may have changed since the run began. What was not given keeps the value that it had then, and a key that is
+    newer than the run is left out, so that its default holds, which is what the run has always had.
+
+    Args:
+        saved: The run's configuration.
+        composed: As this command line, after the run's own, composes it today.
+        given: The overrides of this command line.
+    """
+    result = copy.deepcopy(saved)
+    names = [override.partition("=")[0].lstrip("+~") for override in given]
+    for key in (*RESUMABLE_KEYS, *(GROUP_NAMES.get(name, name) for name in names)):
+        value = OmegaConf.select(composed, key, default=MISSING)
+        if value is not MISSING:
+            OmegaConf.update(result, key, value, merge=False, force_add=True)
+    return result
 
 
 @dataclass(frozen=True)

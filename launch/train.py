@@ -22,7 +22,7 @@ from actors.envs.gl import check_gl
 from launch import cli
 from launch.paths import absolute_path
 from launch.ray_access import protect_local_ray, ray_address
-from launch.run_folder import RunFolder
+from launch.run_folder import RunFolder, continued
 from launch.settings import TrainSettings, train_settings
 from launch.storage import StoredRun
 from launch.stores import is_url, run_name, run_url
@@ -42,13 +42,20 @@ def with_overrides_of_the_run(overrides: list[str]) -> list[str]:
     resumed = [o.partition("=")[2] for o in overrides if o.startswith("resume=")]
     if not resumed or resumed[-1] == "null":
         return overrides
-    given = resumed[-1].strip("'\"")  # Hydra wants quotes around some URLs.
-    config = (
-        StoredRun(given).config()
-        if is_url(given)
-        else RunFolder.open(absolute_path(given, "resume")).config()
-    )
-    return [o for o in config.overrides if not o.startswith(("out=", "resume="))] + overrides
+    # Hydra wants quotes around some URLs.
+    return overrides_of(config_of(resumed[-1].strip("'\""))) + overrides
+
+
+def config_of(resume: str) -> DictConfig:
+    """The configuration of a run, given its folder or the URL of its copy."""
+    if is_url(resume):
+        return StoredRun(resume).config()
+    return RunFolder.open(absolute_path(resume, "resume")).config()
+
+
+def overrides_of(config: DictConfig) -> list[str]:
+    """The overrides that a run was started with, which a continuation is composed from."""
+    return [o for o in config.overrides if not o.startswith(("out=", "resume="))]
 
 
 def run_training(config: DictConfig) -> int:
@@ -60,6 +67,9 @@ def run_training(config: DictConfig) -> int:
     Returns:
         0 when finished, 0 after a clean stop by Ctrl-C or SIGTERM as well.
     """
+    if config.resume is not None:
+        saved = config_of(config.resume)
+        config = continued(saved, config, config.overrides[len(overrides_of(saved)) :])
     if config.reward.checkpoint is not None:
         folder = config.reward.checkpoint.replace("{task}", config.env.task)
         config.reward.checkpoint = str(absolute_path(folder, "reward.checkpoint"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from launch.cli import UsageError
-from launch.run_folder import RunFolder
+from launch.run_folder import RunFolder, continued
 
 CONFIG = {"env": {"task": "door-close"}, "agent": {"lr": 1e-3}, "total_agent_steps": 10, "seed": 0}
 
@@ -55,6 +56,52 @@ def test_a_run_from_before_a_key_existed_goes_on_with_its_default(tmp_path):
         folder.require_same_config(
             OmegaConf.merge(newer, {"replay": {"num_shards": 2}, "overrides": ["replay.num_shards=2"]})
         )
+
+
+SAVED = {
+    "agent": {"lr": 1.0},
+    "env": {"task": "reach"},
+    "total_agent_steps": 10,
+    "storage": "s3://a",
+    "preset_name": "laptop",
+}
+# The same choices today: the preset has another lr and a key that the run does not know.
+TODAY = {
+    "agent": {"lr": 2.0, "newer": 5},
+    "env": {"task": "reach"},
+    "total_agent_steps": 20,
+    "storage": None,
+    "preset_name": "laptop",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "changed", "refused"),
+    [
+        ([], {}, None),
+        (["preset=laptop", "task=reach"], {}, None),
+        (["agent.newer=7"], {"agent": {"newer": 5}}, "agent.newer: run has None"),
+        (["agent.lr=2"], {"agent": {"lr": 2.0}}, "agent.lr: run has 1.0, given 2.0"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_values_where_nothing_is_given(tmp_path, given, changed, refused):
+    saved, today = OmegaConf.create(SAVED), OmegaConf.create({**TODAY, "overrides": given})
+    result = continued(saved, today, given)
+    expected = {**SAVED, "total_agent_steps": 20, "storage": None, "overrides": given}
+    assert result == OmegaConf.merge(expected, changed)
+    folder = RunFolder.create(tmp_path / "run", saved)
+    if refused is None:
+        folder.require_same_config(result)
+    else:
+        with pytest.raises(UsageError, match=re.escape(refused)):
+            folder.require_same_config(result)
+
+
+def test_another_preset_is_refused_by_its_name(tmp_path):
+    today = OmegaConf.create({**TODAY, "preset_name": "gpu"})
+    result = continued(OmegaConf.create(SAVED), today, ["preset=gpu"])
+    with pytest.raises(UsageError, match="preset_name: run has 'laptop', given 'gpu'"):
+        RunFolder.create(tmp_path / "run", OmegaConf.create(SAVED)).require_same_config(result)
 
 
 def test_latest_points_at_the_newest_whole_checkpoint_and_old_ones_go(tmp_path):
