@@ -116,6 +116,8 @@ def case_settings(case: Case) -> TrainSettings:
         bonus=replace(composed.bonus, norm="none", train_every_updates=1),
         # Both sides have the same threads, and nothing beside them.
         learner=replace(composed.learner, precision=case.precision, second_thread=False),
+        # What preset=laptop adds to the agent is not in the peer.
+        agent=replace(composed.agent, value_scale=1.0, centre_values=False, saturation_weight=0.0),
     )
 
 
