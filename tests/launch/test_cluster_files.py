@@ -240,7 +240,10 @@ def overrides_of_train(lines: list[str]) -> list[str]:
 
 def test_slurm_job_goes_back_into_the_queue_before_its_time_is_over(tmp_path):
     lines = Slurm(tmp_path, tmp_path / "run").run_until(signal.SIGUSR1)
-    head, workers = (line for line in lines if line.startswith("srun"))
+    # Both are started in the background: either may come first.
+    head, workers = sorted(
+        (line for line in lines if line.startswith("srun")), key=lambda line: "--head" not in line
+    )
     assert "--nodelist=node1" in head and "--head" in head and "--dashboard-host=127.0.0.1" in head
     assert "--nodelist=node2" in workers and "--address=10.0.0.1:6379" in workers
     overrides = overrides_of_train(lines)

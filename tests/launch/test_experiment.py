@@ -40,7 +40,8 @@ def test_every_experiment_can_be_read_and_says_its_budget(name):
     assert plan.name == name
     assert budget(plan) > 0
     for run in plan.runs():
-        compose("train", plan.overrides(run))
+        if run.seed == plan.seeds[0]:  # Seeds differ by a number only.
+            compose("train", plan.overrides(run))
 
 
 def test_a_run_is_what_train_is_given():

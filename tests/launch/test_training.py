@@ -106,21 +106,6 @@ def test_kill_resume_evaluate(tiny, tmp_path):
     assert refused.returncode == 2 and "agent.lr" in refused.stderr
 
 
-def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
-    run = tmp_path / "run"
-    process = start(
-        *SMALL, "reward=sparse", "total_agent_steps=100000", "checkpoint_every_s=1000", f"out={run}"
-    )
-    wait_until(lambda: any(row["updates"] > 10 for row in rows(run, "train")), process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    assert f"resume={run}" in output
-    latest = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text()
-    counters = json.loads((latest / "counters.json").read_text())
-    assert counters["updates"] > 10
-
-
 def test_synchronous_runs_with_one_seed_are_identical(tiny, tmp_path):
     def run(name: str) -> list[dict]:
         folder = tmp_path / name
