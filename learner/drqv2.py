@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from learner.actor_statistics import dormant_ratio, policy_statistics
 from learner.batch import TensorBatch
 from learner.captured import CapturedFunction, Run
 from learner.networks import Actor, Critic, Encoder, noisy_action, random_shift
@@ -390,29 +391,3 @@ def policy_config(config: DrQV2Config, resolution_px: int, action_dim: int) -> d
             hidden_dim=config.hidden_dim,
         )
     )
-
-
-def dormant_ratio(outputs: list[torch.Tensor], threshold: float) -> torch.Tensor:
-    """Fraction of neurons whose mean absolute output is small for their layer (DrM, arXiv 2310.19668).
-
-    Args:
-        outputs: (B, width) float32 output of each linear layer.
-        threshold: Fraction of the layer's mean below which a neuron is dormant.
-
-    Returns:
-        Scalar float32 tensor in [0, 1].
-    """
-    activity = [output.abs().mean(dim=0) for output in outputs]
-    dormant = [(layer < layer.mean() * threshold).sum() for layer in activity]
-    return torch.stack(dormant).sum() / sum(len(layer) for layer in activity)
-
-
-def policy_statistics(
-    action: torch.Tensor, mean: torch.Tensor, stddev: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Mean log-density of the actions, and entropy, under a Gaussian of the given mean and stddev."""
-    policy = torch.distributions.Normal(mean, stddev, validate_args=False)
-    return {
-        "actor_logprob": policy.log_prob(action).sum(-1).mean(),
-        "actor_ent": policy.entropy().sum(-1).mean(),
-    }
