@@ -22,8 +22,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt launch/setup.sh
 demo: setup
 	$(BIN)/python launch/demo.py $(ARGS)
 
+# Two processes: tests with Ray mostly wait, the others compute. One process: pytest itself.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -14,6 +14,13 @@ protect_local_ray("local")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes (`make test`): what starts Ray takes turns in one of them, any other file stays whole."""
+    for item in items:
+        name = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Returns `golden(name) -> Path` of one folder of golden tensors; skips where they are absent."""

@@ -16,6 +16,8 @@ from ray.cluster_utils import Cluster
 from tests.launch.conftest import ROOT
 from tests.launch.test_training import SMALL, rows, start, stored_ids, wait_until
 
+pytestmark = pytest.mark.ray
+
 NODE = {"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
 SHARES = [
     *(f"cluster.{who}_cpus=0.125" for who in ("learner", "rollout", "evaluator", "reward", "shard")),

@@ -14,6 +14,8 @@ from launch.report import budget, final_success, markdown, read_rows, replaced, 
 from tests.launch.conftest import run_verb
 from tests.launch.test_training import SMALL
 
+pytestmark = pytest.mark.ray
+
 PLAN = Plan(
     name="small",
     title="Two rewards",

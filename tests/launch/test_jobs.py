@@ -25,6 +25,8 @@ import pytest
 from tests.launch.conftest import ROOT
 from tests.launch.test_training import SMALL, rows, stored_ids
 
+pytestmark = pytest.mark.ray
+
 BIN = Path(sys.executable).parent
 NEEDED = {"actors", "configs", "launch", "learner", "models", "reward_service"}
 

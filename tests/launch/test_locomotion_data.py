@@ -20,6 +20,8 @@ from models.files import read_json, write_json
 from models.trajectories import read_trajectories
 from tests.launch.conftest import ROOT, run_verb
 
+pytestmark = pytest.mark.ray
+
 
 def episode(first: int, length: int, *, terminated: bool = False, id_: str = "", start: int = 0):
     """Steps `start` to `start + length` of an episode whose observations and rewards count up from `first`."""

@@ -19,6 +19,8 @@ from launch.pretrain_stages import read_videos_of, train_stage
 from models.checkpoints import load_weights
 from tests.launch.conftest import ROOT, TINY
 
+pytestmark = pytest.mark.ray
+
 STEPS, KILL_STEP, SAVE_STEPS = 200, 60, 25
 
 

@@ -21,6 +21,8 @@ from launch.ray_metrics import RayMetrics, prometheus_name
 from tests.launch.conftest import ROOT
 from tests.launch.test_training import SMALL, rows, start
 
+pytestmark = pytest.mark.ray
+
 DASHBOARD = json.loads((ROOT / "launch/grafana/diffusion_reward.json").read_text())
 LABELS = {"run": "watched", "task": "door-close", "reward": "diffusion_likelihood"}
 

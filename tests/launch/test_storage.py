@@ -30,6 +30,8 @@ from tests.launch.conftest import run_verb
 from tests.launch.test_training import SMALL, rows, start, stored_ids, wait_until
 from tests.learner.helpers import ACTION_DIM, make_episode
 
+pytestmark = pytest.mark.ray
+
 CONFIG = {"total_agent_steps": 10, "overrides": ["seed=3"]}
 
 

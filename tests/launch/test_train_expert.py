@@ -21,6 +21,8 @@ from launch.train_expert import TrainExpertSettings, run
 from models.videos import read_videos
 from tests.launch.conftest import ROOT, run_verb
 
+pytestmark = pytest.mark.ray
+
 SMALL = [
     "task=drawer-close",
     "env.episode_steps=25",

@@ -10,8 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from launch.run_folder import RunFolder
 from tests.launch.conftest import ROOT, run_verb
+
+pytestmark = pytest.mark.ray
 
 SMALL = [
     "task=door-close",

@@ -17,6 +17,8 @@ from learner.replay_actor import ReplayShard
 from learner.sharding import ShardSampler
 from tests.learner.helpers import make_episode
 
+pytestmark = pytest.mark.ray
+
 ray = pytest.importorskip("ray")
 NAMES = ["shard-0", "shard-1"]
 

@@ -16,6 +16,8 @@ from launch.bench.settings import BenchSettings
 from learner.batch import to_tensors
 from learner.replay import EpisodeStore
 
+pytestmark = pytest.mark.ray
+
 EPISODES = replay_work.make_episodes(3, seed=0)
 COMMON = {
     "batch_size": replay_work.BATCH_SIZE,

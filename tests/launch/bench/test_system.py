@@ -18,6 +18,8 @@ from launch.bench.settings import BenchSettings
 from launch.bench.workload import make_workload
 from reward_service.contract import episode_seed, reward_class
 
+pytestmark = pytest.mark.ray
+
 TINY = (
     "env.episode_steps=10",
     "limiter.min_steps=20",
