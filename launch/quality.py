@@ -223,6 +223,7 @@ def _collect_missing(config: DictConfig, task: str, data: Path) -> None:
     for behaviour in BEHAVIOURS:
         folder = data / task / behaviour
         if (folder / "index.json").exists():
+            _require_camera(config.camera, folder)
             continue
         is_expert = behaviour == "expert"
         arguments = [
@@ -234,7 +235,15 @@ def _collect_missing(config: DictConfig, task: str, data: Path) -> None:
             f"seed={config.seed if is_expert else config.seed + 1}",
             f"out={folder}",
         ]
+        if config.camera is not None:
+            arguments.append(f"env.render.camera={config.camera}")
         run_step(f"{behaviour} videos of {task}", ["collect", *arguments])
+
+
+def _require_camera(camera: str | None, folder: Path) -> None:
+    found = read_json(folder / "index.json")["render"]["camera"]
+    if camera is not None and found != camera:
+        raise UsageError(f"camera={camera}, but the videos in {folder} are of {found!r}; give another data=")
 
 
 def _require_models(frozen: Mapping[str, Path | None], models: str) -> None:

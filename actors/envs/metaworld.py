@@ -22,17 +22,31 @@ NO_LIMIT_STEPS = 2**31
 
 @dataclass(frozen=True)
 class CameraPreset:
-    """A fixed camera of the simulator, moved to `position_m` if given, and turned upright if it hangs upside down."""
+    """A fixed camera of the simulator, changed by what is given.
+
+    Attributes:
+        name: Of the simulator's camera.
+        position_m: Where it is moved to.
+        is_upside_down: Whether it hangs upside down and is turned upright.
+        target_m: Point that it is turned to, upright.
+        fovy_deg: Vertical field of view, in degrees.
+    """
 
     name: str
     position_m: tuple[float, float, float] | None = None
     is_upside_down: bool = False
+    target_m: tuple[float, float, float] | None = None
+    fovy_deg: float | None = None
 
 
 # "corner2" is the view that pixel experiments on MetaWorld use: closer than the simulator's own camera of that name,
-# which hangs upside down.
+# which hangs upside down. "close" is from the same place, on the part of the table where things happen: twice as large in
+# the picture, which decides what a small reward model sees (docs/results.md).
 CAMERAS = {
     "corner2": CameraPreset("corner2", position_m=(0.75, 0.075, 0.7), is_upside_down=True),
+    "close": CameraPreset(
+        "corner2", position_m=(0.75, 0.075, 0.7), target_m=(0.0, 0.66, 0.18), fovy_deg=38.0
+    ),
     "corner2_far": CameraPreset("corner2", is_upside_down=True),
     "corner": CameraPreset("corner"),
     "corner3": CameraPreset("corner3"),
@@ -104,7 +118,21 @@ def _place_camera(model: Any, preset: CameraPreset) -> int:
         upright = np.zeros(4)
         mujoco.mju_mulQuat(upright, model.cam_quat[camera_id].copy(), half_turn)
         model.cam_quat[camera_id] = upright
+    if preset.target_m is not None:
+        model.cam_quat[camera_id] = _facing(model.cam_pos[camera_id] - preset.target_m)
+    if preset.fovy_deg is not None:
+        model.cam_fovy[camera_id] = preset.fovy_deg
     return camera_id
+
+
+def _facing(backwards: np.ndarray) -> np.ndarray:
+    """Orientation (w, x, y, z) of an upright camera, which looks along its -z, given the world direction of its z."""
+    z = backwards / np.linalg.norm(backwards)
+    x = np.cross([0.0, 0.0, 1.0], z)
+    x /= np.linalg.norm(x)
+    quaternion = np.zeros(4)
+    mujoco.mju_mat2Quat(quaternion, np.stack([x, np.cross(z, x), z], axis=1).ravel())
+    return quaternion
 
 
 def expert_policy(task: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
@@ -179,6 +181,19 @@ def test_unknown_task_names_the_nearest_and_all(name, expected):
 def test_bad_config_names_the_key(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         EnvConfig("reach", **change)
+
+
+def test_the_close_camera_draws_what_is_handled_larger():
+    """door-close's goal is the only green thing: four times as many pixels at twice the size, and well inside."""
+
+    def green(camera: str) -> np.ndarray:
+        with closing(MetaWorldEnv(EnvConfig("door-close", render=RenderSettings(camera=camera)))) as env:
+            frame = env.reset(seed=3)[0].astype(int)
+        return np.argwhere(frame[..., 1] > 80 + np.maximum(frame[..., 0], frame[..., 2]))
+
+    far, close = green("corner2"), green("close")
+    assert len(far) > 0 and 2.5 < len(close) / len(far) < 6
+    assert close.min() > 4 and close.max() < 59
 
 
 def test_unknown_camera_lists_the_cameras():

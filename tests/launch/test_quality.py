@@ -46,3 +46,18 @@ def test_models_that_are_not_there_are_named_before_anything_is_collected(tmp_pa
     with pytest.raises(UsageError, match=rf"not found: {tmp_path}/video/metaworld7, {tmp_path}/videogpt"):
         quality.quality(compose("quality", [*given, "rewards=[diffusion,diffusion_likelihood,viper]"]))
     assert not list(tmp_path.iterdir())
+
+
+def test_videos_of_another_camera_are_refused_and_missing_ones_are_of_the_one_asked_for(
+    tmp_path, monkeypatch
+):
+    commands = []
+    monkeypatch.setattr(quality, "run_step", lambda _name, arguments: commands.append(arguments))
+    config = compose("quality", ["camera=close"])
+    quality._collect_missing(config, "reach", tmp_path)
+    assert len(commands) == 4
+    assert all(compose("collect", c[1:]).env.render.camera == "close" for c in commands)
+    (tmp_path / "reach/expert").mkdir(parents=True)
+    (tmp_path / "reach/expert/index.json").write_text('{"render": {"camera": "corner2"}}')
+    with pytest.raises(UsageError, match=r"camera=close, but the videos in .*/reach/expert are of 'corner2'"):
+        quality._collect_missing(config, "reach", tmp_path)
