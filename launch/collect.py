@@ -4,6 +4,7 @@ python launch/collect.py task=door-close episodes=20
 python launch/collect.py task=door-close behaviour=random episodes=20 validation_every=0
 python launch/collect.py task_set=metaworld7 episodes=20
 python launch/collect.py source=videos path=my_videos name=pour-tea fps=10
+python launch/collect.py source=run path=runs/first behaviour=policy out=data/reach/policy
 python launch/collect.py task=pointmaze-large mode=expert goal=3,6         (trajectories of states; own --help)
 python launch/collect.py task=halfcheetah mode=base                         (likewise)
 """
@@ -37,7 +38,11 @@ from models.videos import write_videos
 # Seeds are drawn per stream, so that the videos do not depend on the number of processes.
 STREAMS = 16
 # Videos that are not rolled out here: source -> importer, called with the configuration and a new folder's path.
-SOURCES = {"videos": "launch.import_videos:import_videos", "minari": "launch.import_minari:import_minari"}
+SOURCES = {
+    "videos": "launch.import_videos:import_videos",
+    "minari": "launch.import_minari:import_minari",
+    "run": "launch.import_run:import_run",
+}
 
 NOT_FOR_VIDEOS = ("episodes", "seed", "workers", "expert", "trust_expert", "minari_replay", "keep_failures")
 
@@ -96,18 +101,20 @@ def collect(config: DictConfig) -> int:
         TooFewSuccessesError: if the expert fails too often.
     """
     if config.task_set is not None:
-        if str(config.source) == "videos":
-            raise UsageError("source=videos imports one task; call it for each, without task_set=")
+        if str(config.source) in ("videos", "run"):
+            raise UsageError(f"source={config.source} imports one task; call it for each, without task_set=")
         return _collect_set(config)
     if config.source is None and (config.path is not None or config.name is not None):
-        raise UsageError("path= and name= are for videos that exist already; say source=videos")
+        raise UsageError("path= and name= are for videos that exist already; say source=videos or source=run")
     if str(config.source) == "videos":
         return _import_videos(config)
+    if str(config.source) == "run":
+        if config.path is None or config.out is None:
+            raise UsageError("source=run needs path=<run folder of train.py> and out=<new folder>")
+        return _source("run")(config, _new_folder(str(config.out)))
     settings = build(CollectSettings, {name: config[name] for name in CollectSettings.__dataclass_fields__})
     default = f"data/{settings.env.task}/{settings.behaviour}"
-    out = absolute_path(config.out if config.out is not None else default, "out")
-    if out.exists():
-        raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
+    out = _new_folder(config.out if config.out is not None else default)
     if config.source is not None:
         return _source(str(config.source))(config, out)
     from actors.envs.gl import describe_gl
@@ -157,10 +164,14 @@ def _import_videos(config: DictConfig) -> int:
         )
     task = config.name if config.name is not None else config.env.task
     default = f"data/{task}/{config.behaviour}"
-    out = absolute_path(config.out if config.out is not None else default, "out")
+    return _source("videos")(config, _new_folder(config.out if config.out is not None else default))
+
+
+def _new_folder(given: str) -> Path:
+    out = absolute_path(given, "out")
     if out.exists():
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
-    return _source("videos")(config, out)
+    return out
 
 
 def _collect_set(config: DictConfig) -> int:

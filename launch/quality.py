@@ -37,6 +37,8 @@ from reward_service.statistics import STATISTICS_FILE
 OTHERS = ("random", "half", "noisy")
 EDITED = ("reversed", "frozen")
 BEHAVIOURS = ("expert", *OTHERS)
+# Videos of a policy that was trained on a learned reward, judged where `collect.py source=run` has put some.
+POLICY = "policy"
 # What a kind of model is trained from, in the order in which they are made; a codec reads videos only.
 NEEDS = {"codec": (), "video": ("codec",), "videogpt": ("codec",), "base": ("codec",), "relative": ("base",)}
 # Kinds that see other behaviours than the expert's.
@@ -87,7 +89,7 @@ def quality(config: DictConfig) -> int:
     out.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for task in judged:
-        videos = {behaviour: read_videos(data / task / behaviour) for behaviour in BEHAVIOURS}
+        videos = {b: read_videos(data / task / b) for b in _behaviours(data, task)}
         for reward in rewards:
             score = _scorer(config, reward, frozen[reward], task, videos["random"], data)
             row = {
@@ -119,9 +121,9 @@ def judge(score: Scorer, videos: Mapping[str, VideoSet], *, can_edit: bool = Tru
     Raises:
         UsageError: if a behaviour has no validation videos.
     """
-    held_out = {behaviour: _held_out(videos[behaviour]) for behaviour in BEHAVIOURS}
+    held_out = {behaviour: _held_out(of_behaviour) for behaviour, of_behaviour in videos.items()}
     expert = score(held_out["expert"])
-    others = {behaviour: score(held_out[behaviour]) for behaviour in OTHERS}
+    others = {behaviour: score(held_out[behaviour]) for behaviour in videos if behaviour != "expert"}
     if can_edit:
         others |= {kind: score([_edited(e, kind) for e in held_out["expert"]]) for kind in EDITED}
     return {
@@ -139,8 +141,11 @@ def means(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
         mine = [row for row in rows if row["reward"] == reward]
         keys = ("auc_per_episode", "auc_per_frame")
         against = {
-            kind: {key: float(np.mean([row["against"][kind][key] for row in mine])) for key in keys}
-            for kind in mine[0]["against"]
+            kind: {
+                key: float(np.mean([row["against"][kind][key] for row in mine if kind in row["against"]]))
+                for key in keys
+            }
+            for kind in dict.fromkeys(kind for row in mine for kind in row["against"])
         }
         progress = float(np.mean([row["progress"] for row in mine]))
         averaged.append(
@@ -152,6 +157,8 @@ def means(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: AUC per episode / per frame against each kind, and progress correlation."""
     kinds = [*OTHERS, *EDITED]
+    if any(POLICY in row["against"] for row in rows):
+        kinds.append(POLICY)
     lines = [
         "| task | reward | " + " | ".join(kinds) + " | progress |",
         "| --- | --- |" + " --- |" * (len(kinds) + 1),
@@ -315,8 +322,16 @@ def _train_missing(
 
 
 def _videos_of(kind: str, tasks: Sequence[str], data: Path) -> str:
-    behaviours = BEHAVIOURS if kind in DIVERSE else ("expert",)
-    return ",".join(str(data / task / behaviour) for task in tasks for behaviour in behaviours)
+    return ",".join(
+        str(data / task / behaviour)
+        for task in tasks
+        for behaviour in (_behaviours(data, task) if kind in DIVERSE else ("expert",))
+    )
+
+
+def _behaviours(data: Path, task: str) -> tuple[str, ...]:
+    has_policy = (data / task / POLICY / "index.json").exists()
+    return (*BEHAVIOURS, POLICY) if has_policy else BEHAVIOURS
 
 
 if __name__ == "__main__":

@@ -61,3 +61,25 @@ def test_videos_of_another_camera_are_refused_and_missing_ones_are_of_the_one_as
     (tmp_path / "reach/expert/index.json").write_text('{"render": {"camera": "corner2"}}')
     with pytest.raises(UsageError, match=r"camera=close, but the videos in .*/reach/expert are of 'corner2'"):
         quality._collect_missing(config, "reach", tmp_path)
+
+
+def test_videos_of_a_policy_are_judged_where_there_are_some(tmp_path):
+    (tmp_path / "reach/policy").mkdir(parents=True)
+    (tmp_path / "reach/policy/index.json").write_text("{}")
+    assert quality._behaviours(tmp_path, "reach") == ("expert", "random", "half", "noisy", "policy")
+    assert quality._behaviours(tmp_path, "dial-turn") == ("expert", "random", "half", "noisy")
+    assert f"{tmp_path}/reach/policy" in quality._videos_of("base", ["reach"], tmp_path).split(",")
+    assert quality._videos_of("video", ["reach"], tmp_path) == f"{tmp_path}/reach/expert"
+
+    def row(task: str, **auc: float) -> dict:
+        against = {kind: {"auc_per_episode": value, "auc_per_frame": value} for kind, value in auc.items()}
+        return {"task": task, "reward": "diffusion", "against": against, "progress": 0.5}
+
+    rows = [row("reach", random=1.0, policy=0.25), row("dial-turn", random=0.5)]
+    (mean,) = quality.means(rows, "metaworld7")
+    assert mean["against"]["random"]["auc_per_frame"] == 0.75
+    assert mean["against"]["policy"]["auc_per_frame"] == 0.25
+    head, _, first, second = quality.table(rows).split("\n")
+    assert head.endswith("| policy | progress |")
+    assert first.endswith("| 0.25 / 0.25 | +0.50 |") and second.endswith("| - | +0.50 |")
+    assert "policy" not in quality.table(rows[1:])

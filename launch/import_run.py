@@ -1,0 +1,120 @@
+"""Videos of a training run's own policy, from its replay: what its reward was maximised by, and not only what experts do.
+
+    python launch/collect.py source=run path=runs/<run> behaviour=policy episodes=24 validation_every=2 out=data/<task>/policy
+
+A reward that a policy has found a way around gives these videos more than an expert's (docs/results.md).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from launch.cli import UsageError, build
+from launch.paths import absolute_path
+from launch.run_folder import RunFolder
+from launch.settings import TrainSettings
+from launch.train import train_settings
+from learner.replay import EpisodeStore
+from models.episode import Episode
+from models.videos import write_videos
+
+TAKEN = ("source", "path", "behaviour", "episodes", "validation_every", "out")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Which episodes of a run.
+
+    Attributes:
+        path: Its folder.
+        behaviour: What the videos are called, anything but "expert".
+        episodes: At most so many, the newest of the replay; 1 or more.
+        validation_every: Every n-th is held out (0: none).
+    """
+
+    path: str
+    behaviour: str
+    episodes: int = 20
+    validation_every: int = 5
+
+    def __post_init__(self) -> None:
+        if self.behaviour == "expert":
+            raise ValueError("a policy's videos are no expert's: say behaviour=policy")
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        if self.validation_every < 0:
+            raise ValueError(f"validation_every must not be negative, got {self.validation_every}")
+
+
+def import_run(config: DictConfig, out: Path) -> int:
+    """Writes the newest episodes of a stopped run's replay as videos.
+
+    Args:
+        config: Composed configuration of `collect`.
+        out: New folder.
+
+    Raises:
+        UsageError: if `path` is no run folder, the run is going on, its replay has no episodes, or a key is given that
+            the run answers.
+    """
+    given = {override.partition("=")[0] for override in config.overrides}
+    if meaningless := sorted(given - set(TAKEN)):
+        raise UsageError(f"source=run takes episodes as they are stored; leave out {', '.join(meaningless)}")
+    settings = build(RunSettings, {name: config[name] for name in RunSettings.__dataclass_fields__})
+    folder = RunFolder.open(absolute_path(settings.path, "path"))
+    run = train_settings(folder.config())
+    env = run.env
+    episodes = newest_episodes(folder, run, settings.episodes)
+    if not episodes:
+        raise UsageError(f"the replay of {folder.path} has no episodes; let the run go on, then try again")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_videos(
+            partial,
+            episodes,
+            task=env.task,
+            domain=env.domain,
+            mode=settings.behaviour,
+            render=env.render,
+            action_repeat=env.action_repeat,
+            validation_every=settings.validation_every,
+            extra={"source": "run", "first": episodes[0].episode_id, "last": episodes[-1].episode_id},
+        )
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    successes = sum(episode.is_success for episode in episodes)
+    print(
+        f"[collect] {len(episodes)} {settings.behaviour} videos of {env.task}, {successes} of them a success "
+        f"({episodes[0].episode_id} to {episodes[-1].episode_id} of {folder.path}): {out}"
+    )
+    return 0
+
+
+def newest_episodes(folder: RunFolder, run: TrainSettings, most: int) -> list[Episode]:
+    """The newest episodes of all replay shards, oldest first.
+
+    Raises:
+        UsageError: if a process has a shard open.
+    """
+    replay = run.replay_config
+    found: list[Episode] = []
+    for shard in sorted((folder.path / "replay").glob("shard_*")):
+        try:
+            store = EpisodeStore(shard, replay, run.env.render.height_px, run.env.action_dim)
+        except RuntimeError as error:
+            raise UsageError(f"{error}; stop the run first, it can be resumed") from error
+        try:
+            first = store.index.evicted + max(0, store.size_episodes - most)
+            found += store.episodes(first, replay.capacity_transitions)
+        finally:
+            store.close()
+    # Ids of blocks grow in the order in which they were rolled out.
+    return sorted(found, key=lambda episode: episode.episode_id)[-most:]
