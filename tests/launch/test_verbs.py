@@ -69,7 +69,7 @@ def test_score_writes_a_row_per_frame_and_the_aucs(tiny, tmp_path):
         ("score", ["videos={tiny}/data/expert", "reward=rnd"], "gives a video no fixed value"),
         ("collect", ["task_set=metaworld8"], "did you mean 'metaworld7'"),
         ("collect", ["source=videos", "path={tmp}", "name=tea", "episodes=3"], "episodes mean nothing there"),
-        ("collect", ["source=youtube"], "unknown source 'youtube'; Valid: minari, videos"),
+        ("collect", ["source=youtube"], "unknown source 'youtube'; Valid: minari, run, videos"),
         ("quality", ["rewards=[vipr]"], "did you mean 'viper'"),
         ("train", ["reward.checkpoint={tmp}/none"], "none"),
         (
