@@ -9,8 +9,10 @@ import numpy as np
 
 from actors.envs.registry import domain_of
 
-BEHAVIOURS = ("expert", "random", "half", "noisy")
+BEHAVIOURS = ("expert", "random", "half", "noisy", "wander")
 HALF_EXPERT_STEPS = 12
+# Of a wanderer's actions, from one agent step to the next.
+WANDER_CORRELATION = 0.95
 # By domain. An Adroit hand loses its grip sooner than a gripper: with 0.2 the expert still solves a quarter (door) to
 # five sixths (pen) of the scenes, with 0.4 none of door and relocate.
 NOISE_STDDEV = {"metaworld": 1.0, "adroit": 0.2}
@@ -61,6 +63,9 @@ class Behaviour:
     - random: uniform actions.
     - half: the expert for its first 12 agent steps, uniform actions from then on.
     - noisy: the expert plus Gaussian noise, clipped; standard deviation 1 (MetaWorld) or 0.2 (Adroit).
+    - wander: Gaussian actions of standard deviation 1, clipped, with a correlation of 0.95 from step to step (an AR(1)
+      process). Uniform actions take back what they have just done and stay near the start; these go everywhere, as
+      beginners with correlated exploration do, also out of the picture.
     """
 
     def __init__(
@@ -86,13 +91,19 @@ class Behaviour:
         require_behaviour(name)
         self._name, self._action_dim, self._rng = name, action_dim, rng
         self._noise_stddev = NOISE_STDDEV[domain_of(task).name]
-        self._expert = None if name == "random" else ScriptedExpert(task, expert)
+        self._expert = None if name in ("random", "wander") else ScriptedExpert(task, expert)
         self._step = 0
+        self._wandering = rng.standard_normal(action_dim) if name == "wander" else None
 
     def act(self, state: np.ndarray) -> np.ndarray:
         """Action (A,) float32 in [-1, 1] of the next agent step."""
         is_random = self._name == "random" or (self._name == "half" and self._step >= HALF_EXPERT_STEPS)
         self._step += 1
+        if self._wandering is not None:
+            action = self._wandering
+            fresh = np.sqrt(1.0 - WANDER_CORRELATION**2) * self._rng.standard_normal(self._action_dim)
+            self._wandering = WANDER_CORRELATION * action + fresh
+            return np.clip(action, -1.0, 1.0).astype(np.float32)
         if is_random or self._expert is None:
             return self._rng.uniform(-1.0, 1.0, self._action_dim).astype(np.float32)
         action = self._expert.act(state)

@@ -53,7 +53,7 @@ class CollectSettings:
 
     Attributes:
         env: Task and renderer setting.
-        behaviour: "expert", "random", "half" or "noisy".
+        behaviour: One of `actors.experts.BEHAVIOURS`.
         episodes: How many videos, at least 1.
         validation_every: Every n-th is held out (0: none).
         seed: Base of the scene seeds; the same base gives every behaviour the same scenes.

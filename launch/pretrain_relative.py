@@ -14,9 +14,6 @@ from launch.cli import build
 from launch.paths import absolute_path
 from models.videos import VideoSet
 
-# Whose videos the stage reads where none are given; the first are the expert's.
-BEHAVIOURS = ("expert", "random", "half", "noisy")
-
 
 def with_few_experts(videos: Sequence[VideoSet], count: int | None) -> list[VideoSet]:
     """The same videos with at most `count` of each set of expert videos, its first ones; null leaves all.

@@ -10,10 +10,11 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from actors.envs.registry import domain_of, task_set
+from actors.experts import BEHAVIOURS
 from launch.cli import UsageError, build
 from launch.official_dataset import is_official, read_official
 from launch.paths import absolute_path
-from launch.pretrain_relative import BEHAVIOURS, with_few_experts
+from launch.pretrain_relative import with_few_experts
 from models.training_log import Progress
 from models.videos import VideoSet, find_video_folders, read_videos
 
@@ -39,6 +40,7 @@ def read_videos_of(config: DictConfig) -> list[VideoSet]:
         FileNotFoundError: if there are none.
     """
     tasks = name_and_tasks(config)[1]
+    # The relative reward needs everybody's videos.
     behaviours = BEHAVIOURS if config.stage == "relative" else ("expert",)
     own = [f"data/{task}/{behaviour}" for task in tasks for behaviour in behaviours]
     data = config.data if config.data is not None else own

@@ -1,4 +1,4 @@
-"""Judges every reward on held-out videos: AUC against five kinds of others, and rank correlation with progress.
+"""Judges every reward on held-out videos: AUC against six kinds of others, and rank correlation with progress.
 
     python launch/quality.py task_set=metaworld7
     python launch/quality.py task=adroit-door rewards=[diffusion,viper,amp]
@@ -22,6 +22,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from actors.envs.registry import task_set
+from actors.experts import BEHAVIOURS
 from launch import cli
 from launch.cli import UsageError, group_options, suggest
 from launch.paths import absolute_path
@@ -34,9 +35,8 @@ from reward_service.corruptions import CORRUPTIONS
 from reward_service.quality import compare, progress_correlation
 from reward_service.statistics import STATISTICS_FILE
 
-OTHERS = ("random", "half", "noisy")
+OTHERS = tuple(behaviour for behaviour in BEHAVIOURS if behaviour != "expert")
 EDITED = ("reversed", "frozen")
-BEHAVIOURS = ("expert", *OTHERS)
 # Videos of a policy that was trained on a learned reward, judged where `collect.py source=run` has put some.
 POLICY = "policy"
 # What a kind of model is trained from, in the order in which they are made; a codec reads videos only.

@@ -46,7 +46,7 @@ def test_expert_videos_end_with_a_success():
 
 def test_collecting_again_gives_the_same_videos():
     config = EnvConfig("reach", episode_steps=15, render=SMALL)
-    for behaviour in ("random", "noisy", "half"):
+    for behaviour in ("random", "noisy", "half", "wander"):
         first, second = (next(collect_episodes(config, behaviour, 1, seed=0))[0] for _ in range(2))
         np.testing.assert_array_equal(first.frames, second.frames)
         np.testing.assert_array_equal(first.actions, second.actions)
@@ -82,6 +82,18 @@ def test_noisy_is_the_expert_plus_noise_clipped_and_experts_leave_the_state_alon
     assert actions.std(axis=0).min() > 0.2
 
 
+def test_a_wanderers_actions_are_correlated_and_end_with_its_episode():
+    wander = Behaviour("wander", "door-close", 4, np.random.default_rng(0))
+    state = np.zeros(39)
+    actions = np.array([wander.act(state) for _ in range(20_000)])
+    assert actions.dtype == np.float32 and np.abs(actions).max() == 1.0
+    assert np.corrcoef(actions[1:].ravel(), actions[:-1].ravel())[0, 1] == pytest.approx(0.94, abs=0.02)
+    # A standard normal is beyond 1 in 31.7 % of the steps.
+    assert abs((np.abs(actions) == 1.0).mean() - 0.317) < 0.03
+    again = Behaviour("wander", "door-close", 4, np.random.default_rng(1))
+    assert not np.array_equal(again.act(state), actions[0])
+
+
 def test_an_expert_that_fails_too_often_is_reported(monkeypatch):
     attempts = []
     config = EnvConfig("reach", episode_steps=2, render=SMALL)  # too short to succeed
@@ -112,7 +124,7 @@ def test_failed_attempts_are_made_again_with_the_next_seed(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"behaviour": "clever"}, "expert, random, half, noisy"),
+        ({"behaviour": "clever"}, "expert, random, half, noisy, wander"),
         ({"episodes": 0}, "episodes"),
         ({"stream": 256}, "stream"),
         ({"seed": 2**24}, "seed is 16777216"),

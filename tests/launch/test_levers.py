@@ -15,7 +15,7 @@ TWO = (MORE, "only=[as the preset, skip and chain]")
 
 
 def quality_rows(reward, aucs, progress):
-    kinds = ("random", "half", "noisy", "reversed", "frozen")
+    kinds = ("random", "half", "noisy", "wander", "reversed", "frozen")
     return [
         {
             "task": f"task {number}",

@@ -29,7 +29,7 @@ def test_models_of_other_tasks_get_statistics_and_no_training(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         quality.quality(compose("quality", [*given, *folders, "rewards=[diffusion,diffusion_likelihood]"]))
     collected, measured = commands[:-1], commands[-1]
-    assert [c[:2] for c in collected] == [["collect", "task=door-lock"]] * 4
+    assert [c[:2] for c in collected] == [["collect", "task=door-lock"]] * 5
     assert measured[:2] == ["pretrain", "task=door-lock"]
     assert {"stage=statistics", "reward=diffusion_likelihood"} <= set(measured)
     assert measured[-2:] == [f"data=[{tmp_path}/data/door-lock/expert]", f"out={video}"]
@@ -55,7 +55,7 @@ def test_videos_of_another_camera_are_refused_and_missing_ones_are_of_the_one_as
     monkeypatch.setattr(quality, "run_step", lambda _name, arguments: commands.append(arguments))
     config = compose("quality", ["camera=close"])
     quality._collect_missing(config, "reach", tmp_path)
-    assert len(commands) == 4
+    assert len(commands) == 5
     assert all(compose("collect", c[1:]).env.render.camera == "close" for c in commands)
     (tmp_path / "reach/expert").mkdir(parents=True)
     (tmp_path / "reach/expert/index.json").write_text('{"render": {"camera": "corner2"}}')
@@ -66,8 +66,8 @@ def test_videos_of_another_camera_are_refused_and_missing_ones_are_of_the_one_as
 def test_videos_of_a_policy_are_judged_where_there_are_some(tmp_path):
     (tmp_path / "reach/policy").mkdir(parents=True)
     (tmp_path / "reach/policy/index.json").write_text("{}")
-    assert quality._behaviours(tmp_path, "reach") == ("expert", "random", "half", "noisy", "policy")
-    assert quality._behaviours(tmp_path, "dial-turn") == ("expert", "random", "half", "noisy")
+    assert quality._behaviours(tmp_path, "reach") == ("expert", "random", "half", "noisy", "wander", "policy")
+    assert quality._behaviours(tmp_path, "dial-turn") == ("expert", "random", "half", "noisy", "wander")
     assert f"{tmp_path}/reach/policy" in quality._videos_of("base", ["reach"], tmp_path).split(",")
     assert quality._videos_of("video", ["reach"], tmp_path) == f"{tmp_path}/reach/expert"
 
