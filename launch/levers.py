@@ -84,6 +84,8 @@ def quality_arguments(config: DictConfig, folder: Path, overrides: Sequence[str]
         *(f"data={config.data}", f"checkpoints={folder}", f"out={folder}/quality"),
         *(f"seed={config.seed}", f"device={config.device}"),
     ]
+    if config.camera is not None:
+        arguments.append(f"camera={config.camera}")
     is_own = Path(codec).parents[1] == folder  # then quality.py makes it, if it is missing
     return arguments if is_own else [*arguments, f"codec_checkpoint={codec}"]
 

@@ -28,7 +28,13 @@ def quality_rows(reward, aucs, progress):
 
 
 def test_each_lever_is_judged_once_with_its_own_model(tmp_path, monkeypatch):
-    given = [f"checkpoints={tmp_path}/levers", f"out={tmp_path}/out", "rewards=[diffusion]", "video_steps=7"]
+    given = [
+        f"checkpoints={tmp_path}/levers",
+        f"out={tmp_path}/out",
+        "rewards=[diffusion]",
+        "video_steps=7",
+        "camera=close",
+    ]
     commands = []
 
     def judge(_name, arguments):
@@ -48,8 +54,8 @@ def test_each_lever_is_judged_once_with_its_own_model(tmp_path, monkeypatch):
     assert "video_overrides=['video.frame_skip=1']" in changed
     assert f"codec_checkpoint={tmp_path}/levers/as_the_preset/codec/metaworld7" in changed
     for arguments in commands:  # the verb takes them
-        compose("quality", arguments[1:])
-    expected = "| skip and chain | diffusion |" + " 0.75 (0.50) |" * 5 + " +0.12 (-0.25) |"
+        assert compose("quality", arguments[1:]).camera == "close"
+    expected = "| skip and chain | diffusion |" + " 0.75 (0.50) |" * 6 + " +0.12 (-0.25) |"
     assert expected in (tmp_path / "out.md").read_text()
     commands.clear()
     assert levers.pull_levers(compose("levers", [*given, *TWO])) == 0
