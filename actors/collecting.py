@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,11 @@ def _collect(
     done = attempts = 0
     while done < episodes:
         env_seed = indexed_seed("video", seed, stream * ATTEMPTS_PER_STREAM + attempts)
-        episode = _run_episode(env, config, behaviour, env_seed, expert)
+        replayed = None
+        if behaviour == "misdirected":
+            other_scene = indexed_seed("video", seed, stream * ATTEMPTS_PER_STREAM + attempts + 1)
+            replayed = list(_run_episode(env, config, "expert", other_scene, expert).actions)
+        episode = _run_episode(env, config, behaviour, env_seed, expert, replayed)
         attempts += 1
         is_kept = behaviour != "expert" or bool(episode.successes[-1])
         done += is_kept
@@ -97,13 +101,18 @@ def _collect(
 
 
 def _run_episode(
-    env: Any, config: EnvConfig, behaviour: str, seed: int, expert: Policy | None = None
+    env: Any,
+    config: EnvConfig,
+    behaviour: str,
+    seed: int,
+    expert: Policy | None = None,
+    replayed: Sequence[np.ndarray] | None = None,
 ) -> Episode:
     """One full episode; an expert episode is cut where its domain says so."""
     first_frame, _ = env.reset(seed=seed)
     recorder = EpisodeRecorder(f"{config.task}/{behaviour}/{seed}", config.task, first_frame)
     rng = np.random.default_rng([seed, BEHAVIOURS.index(behaviour)])
-    policy = Behaviour(behaviour, config.task, env.action_space.shape[0], rng, expert)
+    policy = Behaviour(behaviour, config.task, env.action_space.shape[0], rng, expert, replayed)
     truncated = terminated = False
     while not (truncated or terminated):
         action = policy.act(env.state)

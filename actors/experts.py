@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from actors.envs.registry import domain_of
 
-BEHAVIOURS = ("expert", "random", "half", "noisy", "wander")
+BEHAVIOURS = ("expert", "random", "half", "noisy", "wander", "misdirected")
 HALF_EXPERT_STEPS = 12
 # Of a wanderer's actions, from one agent step to the next.
 WANDER_CORRELATION = 0.95
 # By domain. An Adroit hand loses its grip sooner than a gripper: with 0.2 the expert still solves a quarter (door) to
 # five sixths (pen) of the scenes, with 0.4 none of door and relocate.
 NOISE_STDDEV = {"metaworld": 1.0, "adroit": 0.2}
+
+# Behaviours that do not ask the expert for actions.
+UNSKILLED = ("random", "wander", "misdirected")
 
 Policy = Callable[[np.ndarray], np.ndarray]
 # Experts by domain: "module:function", (task) -> (low-dimensional state -> action).
@@ -66,6 +69,8 @@ class Behaviour:
     - wander: Gaussian actions of standard deviation 1, clipped, with a correlation of 0.95 from step to step (an AR(1)
       process). Uniform actions take back what they have just done and stay near the start; these go everywhere, as
       beginners with correlated exploration do, also out of the picture.
+    - misdirected: what the expert did in another scene, whatever this one looks like: `replayed`. A reward that knows how
+      an expert's arm moves, but not that it moves to something, cannot tell it from the expert.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Behaviour:
         action_dim: int,
         rng: np.random.Generator,
         expert: Policy | None = None,
+        replayed: Sequence[np.ndarray] | None = None,
     ) -> None:
         """Prepares an episode.
 
@@ -84,14 +90,18 @@ class Behaviour:
             action_dim: Length A of an action.
             rng: Source of the random actions and the noise.
             expert: Used instead of the domain's own expert: state (S,) -> action (A,).
+            replayed: Actions (A,) of "misdirected", one for each agent step; the last one is repeated.
 
         Raises:
-            ValueError: if the behaviour or the task is unknown.
+            ValueError: if the behaviour or the task is unknown, or it is "misdirected" and `replayed` has no actions.
         """
         require_behaviour(name)
+        if name == "misdirected" and not replayed:
+            raise ValueError("behaviour 'misdirected' replays an expert's actions in another scene: it needs some")
+        self._replayed = replayed
         self._name, self._action_dim, self._rng = name, action_dim, rng
         self._noise_stddev = NOISE_STDDEV[domain_of(task).name]
-        self._expert = None if name in ("random", "wander") else ScriptedExpert(task, expert)
+        self._expert = None if name in UNSKILLED else ScriptedExpert(task, expert)
         self._step = 0
         self._wandering = rng.standard_normal(action_dim) if name == "wander" else None
 
@@ -99,6 +109,8 @@ class Behaviour:
         """Action (A,) float32 in [-1, 1] of the next agent step."""
         is_random = self._name == "random" or (self._name == "half" and self._step >= HALF_EXPERT_STEPS)
         self._step += 1
+        if self._replayed is not None:
+            return self._replayed[min(self._step, len(self._replayed)) - 1]
         if self._wandering is not None:
             action = self._wandering
             fresh = np.sqrt(1.0 - WANDER_CORRELATION**2) * self._rng.standard_normal(self._action_dim)

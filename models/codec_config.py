@@ -22,8 +22,10 @@ class CodecTrainingConfig:
         adam_beta1: Of Adam, in [0, 1).
         adam_beta2: Of Adam, in [0, 1).
         reconstruction_weight: Weight of the mean absolute error.
-        motion_weight: Extra weight of pixels that differ from the median picture of their video, in units of
-            a full-scale difference; 0 weighs all pixels alike, as the paper does.
+        motion_weight: Extra weight of pixels that differ from a still picture, in units of a full-scale
+            difference; 0 weighs all pixels alike, as the paper does.
+        still_of: That picture is the median of the pixel's own "video", or of "all" videos. What lies still in each video
+            but elsewhere in the next, such as a goal or a dial that is yet to be turned, counts only with "all".
         perceptual_weight: Weight of LPIPS, where `use_lpips` is on.
         use_lpips: Whether the perceptual loss is used; needs the extra `lpips`, which downloads VGG weights.
         disc_weight: Weight of the adversarial loss from `disc_start_step` on; 0 trains without discriminator.
@@ -52,6 +54,7 @@ class CodecTrainingConfig:
     adam_beta2: float = 0.9
     reconstruction_weight: float = 1.0
     motion_weight: float = 0.0
+    still_of: str = "video"
     perceptual_weight: float = 0.1
     use_lpips: bool = False
     disc_weight: float = 0.1
@@ -87,6 +90,8 @@ class CodecTrainingConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"codec training {name}={getattr(self, name)} must be in [0, 1)")
+        if self.still_of not in ("video", "all"):
+            raise ValueError(f"codec training still_of={self.still_of!r} is unknown; use 'video' or 'all'")
         if self.learning_rate_decay not in ("none", "cosine"):
             raise ValueError(
                 f"codec training learning_rate_decay={self.learning_rate_decay!r} is unknown; use 'none' or 'cosine'"

@@ -110,7 +110,7 @@ class _CodecRun:
         extra: dict[str, Any],
     ) -> None:
         self.config, self.folder, self.device, self.extra = config, folder, device, extra
-        self.sampler = FrameSampler(splits.train, config.seed)
+        self.sampler = FrameSampler(splits.train, config.seed, config.still_of)
         self.validation = FrameSampler(splits.validation, config.seed)
         self.total_steps = config.steps_for(splits.num_train_frames)
         with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -90,15 +91,18 @@ class FrameSplits:
 
 
 class FrameSampler:
-    """Draws random frames, each with the still picture of its video.
+    """Draws random frames, each with the still picture that it is compared with.
 
     Args:
         videos: (T_i, H, W, C) uint8 arrays; kept by reference.
         seed: Seed of the drawing; `generator` holds the state, which a checkpoint may save.
+        still_of: Of what a still is the median picture: "video", the frame's own, so that it shows what does not move;
+            or "all" of the videos, so that it lacks what is elsewhere in each.
     """
 
-    def __init__(self, videos: Sequence[np.ndarray], seed: int) -> None:
+    def __init__(self, videos: Sequence[np.ndarray], seed: int, still_of: str = "video") -> None:
         self.videos = tuple(videos)
+        self.still_of = still_of
         self.generator = torch.Generator().manual_seed(seed)
         self._ends = np.cumsum([len(video) for video in self.videos])
         self._stills: dict[int, np.ndarray] = {}
@@ -112,7 +116,9 @@ class FrameSampler:
         return np.stack([self.videos[number][offset] for number, offset in zip(numbers, offsets)])
 
     def stills(self, positions: np.ndarray) -> np.ndarray:
-        """(N,) positions -> (N, H, W, C) uint8 median picture over the video of each frame: what does not move."""
+        """(N,) positions -> (N, H, W, C) uint8 median picture over the video of each frame, or over all videos."""
+        if self.still_of == "all":
+            return np.broadcast_to(self._common_still, (len(positions), *self._common_still.shape))
         return np.stack([self._still(number) for number in self._locate(positions)[0]])
 
     def draw(self, batch_frames: int) -> np.ndarray:
@@ -128,6 +134,11 @@ class FrameSampler:
         numbers = np.searchsorted(self._ends, positions, side="right")
         starts = np.concatenate([[0], self._ends])[numbers]
         return numbers, positions - starts
+
+    @cached_property
+    def _common_still(self) -> np.ndarray:
+        """Median of the videos' own medians: every video counts alike, and few pictures have to be held at once."""
+        return np.median([self._still(number) for number in range(len(self.videos))], axis=0).astype(np.uint8)
 
     def _still(self, number: int) -> np.ndarray:
         if number not in self._stills:

@@ -7,7 +7,7 @@ import pytest
 
 from actors import collecting
 from actors.collecting import TooFewSuccessesError, collect_episodes, trimmed_length
-from actors.envs.registry import EnvConfig
+from actors.envs.registry import EnvConfig, make_env
 from actors.experts import Behaviour, ScriptedExpert
 from actors.seeding import block_generator, indexed_seed, training_seed
 from models.videos import RenderSettings
@@ -94,6 +94,25 @@ def test_a_wanderers_actions_are_correlated_and_end_with_its_episode():
     assert not np.array_equal(again.act(state), actions[0])
 
 
+def test_misdirected_is_what_the_expert_did_in_the_next_scene():
+    config = EnvConfig("reach", episode_steps=12, render=SMALL)
+    misdirected, seed = next(collect_episodes(config, "misdirected", 1, seed=0))
+    assert seed == indexed_seed("video", 0, 0)
+    env = make_env(config)
+    here, there = ScriptedExpert("reach"), ScriptedExpert("reach")
+    env.reset(seed=indexed_seed("video", 0, 1))
+    actions = []
+    for _ in range(12):
+        actions.append(there.act(env.state))
+        env.step(actions[-1])
+    np.testing.assert_array_equal(misdirected.actions, actions)
+    first_frame, _ = env.reset(seed=seed)
+    np.testing.assert_array_equal(misdirected.frames[0], first_frame)
+    assert not np.allclose(here.act(env.state), actions[0])
+    with pytest.raises(ValueError, match="'misdirected' replays an expert's actions"):
+        Behaviour("misdirected", "reach", 4, np.random.default_rng(0))
+
+
 def test_an_expert_that_fails_too_often_is_reported(monkeypatch):
     attempts = []
     config = EnvConfig("reach", episode_steps=2, render=SMALL)  # too short to succeed
@@ -110,9 +129,9 @@ def test_failed_attempts_are_made_again_with_the_next_seed(monkeypatch):
     seen = []
     original = collecting._run_episode
 
-    def fail_first(env, config, behaviour, seed, expert):
+    def fail_first(env, config, behaviour, seed, expert, replayed):
         seen.append(seed)
-        episode = original(env, config, "random" if len(seen) == 1 else behaviour, seed, expert)
+        episode = original(env, config, "random" if len(seen) == 1 else behaviour, seed, expert, replayed)
         return episode
 
     monkeypatch.setattr(collecting, "_run_episode", fail_first)
@@ -124,7 +143,7 @@ def test_failed_attempts_are_made_again_with_the_next_seed(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"behaviour": "clever"}, "expert, random, half, noisy, wander"),
+        ({"behaviour": "clever"}, "expert, random, half, noisy, wander, misdirected"),
         ({"episodes": 0}, "episodes"),
         ({"stream": 256}, "stream"),
         ({"seed": 2**24}, "seed is 16777216"),

@@ -225,6 +225,7 @@ def test_code_use_by_hand():
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"adam_beta1": 1.0}, "adam_beta1=1.0"),
         ({"learning_rate_decay": "linear"}, "'linear' is unknown; use 'none' or 'cosine'"),
+        ({"still_of": "none"}, "'none' is unknown; use 'video' or 'all'"),
         ({"disc_weight": -0.1}, "disc_weight=-0.1"),
     ],
 )
