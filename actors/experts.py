@@ -97,7 +97,9 @@ class Behaviour:
         """
         require_behaviour(name)
         if name == "misdirected" and not replayed:
-            raise ValueError("behaviour 'misdirected' replays an expert's actions in another scene: it needs some")
+            raise ValueError(
+                "behaviour 'misdirected' replays an expert's actions in another scene: it needs some"
+            )
         self._replayed = replayed
         self._name, self._action_dim, self._rng = name, action_dim, rng
         self._noise_stddev = NOISE_STDDEV[domain_of(task).name]

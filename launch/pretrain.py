@@ -35,6 +35,7 @@ from launch.pretrain_relative import train_relative
 from launch.pretrain_stages import SHOWN, name_and_tasks, read_videos_of, require_shares, train_stage
 from launch.progress import LastValues as Shown
 from launch.ray_access import protect_local_ray
+from models.files import read_json
 from models.videos import VideoSet
 
 STAGES = ("codec", "video", "videogpt", "relative", "diffuser", "statistics")
@@ -196,7 +197,10 @@ def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: t
         if not videos:
             return
     base = build(cls.config_class, config.frame_reward, "frame_reward.")
+    sees_first_frame_only = read_json(out / "config.json")["model"].get("history") == "first"
     for settings in base.cheap_siblings():
+        if sees_first_frame_only and getattr(settings, "mode", None) == "entropy":
+            continue  # the same for all frames of an episode
         reward = cls.from_checkpoint(out, asdict(settings), str(device))
         for task, numbers in compute_statistics(reward, videos, seed=config.seed).items():
             print(

@@ -120,10 +120,17 @@ class _VideoRun(TrainingState):
         start: VideoStart | None = None,
     ) -> None:
         self.config, self.codec = config, codec
-        history, skip = model_config.num_history_frames, model_config.frame_skip
         frames = {s: [e.frames for v in videos for e in v.split(s)] for s in ("train", "validation")}
-        self.train_windows = TokenWindows.encode(codec, frames["train"], history, skip)
-        self.validation_windows = TokenWindows.encode(codec, frames["validation"], history, skip)
+        self.train_windows, self.validation_windows = (
+            TokenWindows.encode(
+                codec,
+                frames[split],
+                model_config.num_history_frames,
+                model_config.frame_skip,
+                kind=model_config.history,
+            )
+            for split in ("train", "validation")
+        )
         self.total_steps = config.steps_for(len(self.train_windows))
         with seeded(device, config.seed):
             model = VQDiffusion(model_config).to(device).train()

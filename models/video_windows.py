@@ -41,12 +41,23 @@ def history_indices(num_frames: int, num_history_frames: int, frame_skip: int = 
     return np.maximum(np.arange(num_frames)[:, None] - age[None], 0)
 
 
-def training_windows(num_frames: int, num_history_frames: int, frame_skip: int = 1) -> np.ndarray:
+def training_windows(
+    num_frames: int, num_history_frames: int, frame_skip: int = 1, kind: str = "recent"
+) -> np.ndarray:
     """Frame numbers of every training window of a video, first-frame padding included.
 
+    Args:
+        num_frames: Frames of the video, T > 0.
+        num_history_frames: F > 0.
+        frame_skip: s > 0.
+        kind: What a history is, as in `VQDiffusionConfig.history`.
+
     Returns:
-        (max(T - s, 0), F + 1) int64: history as in `history_indices`, then the target `frame_skip` later.
+        (max(T - s, 0), F + 1) int64: history as in `history_indices`, then the target `frame_skip` later. Of kind "first":
+        (T, 2), the first frame and any one.
     """
+    if kind == "first":
+        return np.stack([np.zeros(num_frames, np.int64), np.arange(num_frames)], axis=1)
     history = history_indices(num_frames, num_history_frames, frame_skip)[: max(num_frames - frame_skip, 0)]
     return np.concatenate([history, history[:, -1:] + frame_skip], axis=1)
 
@@ -88,6 +99,7 @@ class TokenWindows:
         num_history_frames: int,
         frame_skip: int = 1,
         on_video: Callable[[], None] | None = None,
+        kind: str = "recent",
     ) -> TokenWindows:
         """Encodes every frame once and lists all windows; no window crosses from one video to the next.
 
@@ -97,6 +109,7 @@ class TokenWindows:
             num_history_frames: F.
             frame_skip: s.
             on_video: Called after each video.
+            kind: What a history is, as in `VQDiffusionConfig.history`.
 
         Raises:
             ValueError: if no video is long enough for one window.
@@ -104,7 +117,7 @@ class TokenWindows:
         tokens, windows, start = [], [], 0
         for frames in videos:
             tokens.append(encode_video(codec, frames))
-            windows.append(training_windows(len(frames), num_history_frames, frame_skip) + start)
+            windows.append(training_windows(len(frames), num_history_frames, frame_skip, kind) + start)
             start += len(frames)
             if on_video is not None:
                 on_video()

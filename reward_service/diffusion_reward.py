@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ class DiffusionReward(StandardisedReward):
                 "likelihood_leak=True gives one history frame more than the model was trained with, but its "
                 f"condition_position is {model.config.condition_position!r}; use likelihood_leak=False"
             )
+        if model.config.history == "first" and (config.mode == "entropy" or config.likelihood_leak):
+            raise ValueError(
+                f"the video model of {folder} knows the first frame of an episode only (video.history=first), so every "
+                "frame of an episode would have the same entropy: use reward=diffusion_likelihood or reward=relative"
+            )
 
     @classmethod
     def from_checkpoint(
@@ -100,12 +106,15 @@ class DiffusionReward(StandardisedReward):
 
     def _histories(self, lengths: Sequence[int]) -> Tensor:
         """Rows of the token table that each row is conditioned on: (sum T_i, F) int64."""
+        model = self.model.config
+        history: Callable[[int, int, int], np.ndarray]
         if self.config.mode == "entropy":
             history = entropy_history
+        elif self.config.likelihood_leak:
+            history = leaking_history
         else:
-            history = leaking_history if self.config.likelihood_leak else likelihood_history
+            history = partial(likelihood_history, kind=model.history)
         starts = np.cumsum([0, *lengths[:-1]])
-        model = self.model.config
         rows = [
             start + history(length, model.num_history_frames, model.frame_skip)
             for start, length in zip(starts, lengths)

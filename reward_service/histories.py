@@ -22,17 +22,22 @@ def entropy_history(num_frames: int, num_history_frames: int, frame_skip: int = 
     return np.maximum(np.arange(num_frames)[:, None] + offsets, 0)
 
 
-def likelihood_history(num_frames: int, num_history_frames: int, frame_skip: int = 1) -> np.ndarray:
+def likelihood_history(
+    num_frames: int, num_history_frames: int, frame_skip: int = 1, kind: str = "recent"
+) -> np.ndarray:
     """Frames that row t of the likelihood reward sees: those before frame t, which is the one scored.
 
     Args:
         num_frames: T, frames of the episode.
         num_history_frames: F, frames that the video model is conditioned on.
         frame_skip: Distance between two of them.
+        kind: What a history is, as in `VQDiffusionConfig.history`.
 
     Returns:
-        (T, F) int64 frame numbers, oldest first: t - F frame_skip, ..., t - frame_skip.
+        (T, F) int64 frame numbers, oldest first: t - F frame_skip, ..., t - frame_skip; of kind "first" (T, 1), all 0.
     """
+    if kind == "first":
+        return np.zeros((num_frames, 1), np.int64)
     offsets = frame_skip * np.arange(-num_history_frames, 0)
     return np.maximum(np.arange(num_frames)[:, None] + offsets, 0)
 

@@ -189,7 +189,7 @@ class RelativeReward(StandardisedReward):
         """Rows of the token table that each row is conditioned on: (sum T_i, F) int64."""
         model = self.model_config
         rows = [
-            start + likelihood_history(length, model.num_history_frames, model.frame_skip)
+            start + likelihood_history(length, model.num_history_frames, model.frame_skip, model.history)
             for start, length in zip(np.cumsum([0, *lengths[:-1]]), lengths)
         ]
         return torch.from_numpy(np.concatenate(rows)).to(self.device)

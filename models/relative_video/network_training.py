@@ -196,4 +196,6 @@ class _NetworkRun(AveragedRun):
 def _windows(pair: VideoPair, videos: Sequence[VideoSet], split: str) -> TokenWindows:
     model = pair.expert.config
     frames = [episode.frames for video in videos for episode in video.split(split)]
-    return TokenWindows.encode(pair.codec, frames, model.num_history_frames, model.frame_skip)
+    return TokenWindows.encode(
+        pair.codec, frames, model.num_history_frames, model.frame_skip, kind=model.history
+    )

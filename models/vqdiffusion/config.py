@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 CONDITION_POSITIONS = ("none", "learned")
 MLP_TYPES = ("conv", "linear")
+HISTORIES = ("recent", "first")
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class VQDiffusionConfig:
         num_history_frames: Frames that the prediction is conditioned on, > 0.
         frame_skip: Distance between neighbouring frames of a window in video frames, > 0. The predicted frame
             lies the same distance ahead of the last history frame.
+        history: "recent": the frames before the predicted one, as in the paper. "first": the first frame of the episode
+            only, whatever lies between (`num_history_frames` is 1, `frame_skip` means nothing); then the model knows where
+            things lie, but not where the arm has just been, and has to tell where an expert would be in such a scene.
         num_diffusion_steps: Length of the forward process, > 1.
         num_layers: Transformer blocks, > 0.
         width: Width of the transformer, a multiple of `num_heads`.
@@ -38,6 +42,7 @@ class VQDiffusionConfig:
     latent_size: int = 8
     num_history_frames: int = 2
     frame_skip: int = 1
+    history: str = "recent"
     num_diffusion_steps: int = 100
     num_layers: int = 16
     width: int = 128
@@ -73,6 +78,12 @@ class VQDiffusionConfig:
             )
         if self.mlp_type not in MLP_TYPES:
             raise ValueError(f"video model mlp_type={self.mlp_type!r}: expected one of {MLP_TYPES}")
+        if self.history not in HISTORIES:
+            raise ValueError(f"video model history={self.history!r}: expected one of {HISTORIES}")
+        if self.history == "first" and self.num_history_frames != 1:
+            raise ValueError(
+                f"video model history='first' is one frame, got num_history_frames={self.num_history_frames}: set it to 1"
+            )
         if self.condition_position not in CONDITION_POSITIONS:
             raise ValueError(
                 f"video model condition_position={self.condition_position!r}: expected one of {CONDITION_POSITIONS}"

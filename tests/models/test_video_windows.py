@@ -36,6 +36,10 @@ def test_training_windows_end_with_the_frame_one_skip_ahead():
     assert training_windows(2, 2, 2).shape == (0, 3)
 
 
+def test_windows_of_kind_first_pair_the_first_frame_with_every_frame():
+    assert training_windows(3, 1, 5, "first").tolist() == [[0, 0], [0, 1], [0, 2]]
+
+
 @pytest.mark.parametrize("bad", [{"num_frames": 0}, {"num_history_frames": 0}, {"frame_skip": 0}])
 def test_bad_window_names_the_argument(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -149,7 +149,9 @@ def test_frame_sampler_finds_every_frame_and_its_still_picture():
     stills = sampler.stills(np.array([0, 6]))
     assert stills[:, 5, 5, 1].tolist() == [10, 20] and stills[0, 0, 0, 0] == 1
     # What lies still in each video, but elsewhere in the next, is part of its own still picture only.
-    common = FrameSampler([*videos, episode(20, steps=1).frames], seed=0, still_of="all").stills(np.array([0, 6]))
+    common = FrameSampler([*videos, episode(20, steps=1).frames], seed=0, still_of="all").stills(
+        np.array([0, 6])
+    )
     assert common.shape == stills.shape and common[:, 5, 5, 1].tolist() == [20, 20]
     assert sampler.even(3).tolist() == [0, 3, 6] and sampler.even(100).tolist() == list(range(7))
     drawn = np.concatenate([sampler.draw(32) for _ in range(4)])

@@ -295,12 +295,26 @@ def test_all_mask_loss_is_the_cross_entropy_of_the_prediction():
 
 
 @pytest.mark.parametrize(
-    "key, value", [("num_heads", 3), ("mlp_type", "mixer"), ("condition_position", "yes"), ("dropout", 1.0)]
+    "key, value",
+    [
+        ("num_heads", 3),
+        ("mlp_type", "mixer"),
+        ("condition_position", "yes"),
+        ("dropout", 1.0),
+        ("history", "old"),
+    ],
 )
 def test_bad_config_names_key_and_value(key, value):
     with pytest.raises(ValueError, match=key) as error:
         VQDiffusionConfig(**{key: value})
     assert repr(value) in str(error.value)
+
+
+def test_the_first_frame_is_one_frame():
+    with pytest.raises(
+        ValueError, match="history='first' is one frame, got num_history_frames=2: set it to 1"
+    ):
+        VQDiffusionConfig(history="first", num_history_frames=2)
 
 
 def test_tables_made_under_autocast_are_not_used_outside_it():

@@ -206,6 +206,24 @@ def test_options_that_the_model_cannot_do_are_refused(folder, tmp_path):
     ordered = write_tiny_folder(tmp_path / "ordered", condition_position="learned")
     with pytest.raises(ValueError, match="use likelihood_leak=False"):
         DiffusionReward.from_checkpoint(ordered, CONFIGS[2])
+    first = write_tiny_folder(tmp_path / "first", history="first", num_history_frames=1)
+    with pytest.raises(
+        ValueError, match="every frame of an episode would have the same entropy: use reward=diff"
+    ):
+        DiffusionReward.from_checkpoint(first, FORWARD)
+
+
+def test_a_model_of_first_frames_knows_no_other_history(tmp_path):
+    folder = write_tiny_folder(tmp_path / "first", history="first", num_history_frames=1)
+    reward = DiffusionReward.from_checkpoint(folder, replace(FORWARD, mode="likelihood"))
+    video = random_video(0, 6)
+    changed = video.copy()
+    changed[2] = 255 - changed[2]
+    before, after = reward.raw([video, changed], [0, 0])
+    assert np.flatnonzero(np.abs(before - after) > 1e-4).tolist() == [2]
+    changed[0] = 255 - changed[0]
+    (after,) = reward.raw([changed], [0])
+    assert (np.abs(before - after) > 1e-4).sum() == 6
 
 
 @pytest.mark.parametrize(

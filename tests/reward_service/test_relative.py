@@ -27,12 +27,12 @@ LEARNED = [replace(STRATIFIED, form="r3"), replace(ALL, form="r3")]
 
 
 def write_pair(
-    folder: Path, same: bool = False, meta: dict | None = None, base_meta: dict | None = None
+    folder: Path, same: bool = False, meta: dict | None = None, base_meta: dict | None = None, **changes
 ) -> Path:
     """A complete folder with random models, or twice the same one."""
-    expert = tiny_model()
+    expert = tiny_model(**changes)
     save_video_model(folder, expert, tiny_codec(), {**META, **(meta or {})})
-    base = tiny_model()
+    base = tiny_model(**changes)
     if not same:
         torch.manual_seed(9)
         with torch.no_grad():
@@ -162,6 +162,16 @@ def test_a_frame_changes_its_own_row_and_those_that_have_it_as_history(folder):
     changed[4] = 255 - changed[4]
     before, after = reward.raw([video, changed], [0, 0])
     assert np.flatnonzero(np.abs(before - after) > 1e-4).tolist() == [4, 5, 6]
+
+
+def test_a_pair_of_first_frames_knows_no_other_history(tmp_path):
+    folder = write_pair(tmp_path / "model", history="first", num_history_frames=1)
+    reward = RelativeReward.from_checkpoint(folder, ALL)
+    video = random_video(0, 6)
+    changed = video.copy()
+    changed[2] = 255 - changed[2]
+    before, after = reward.raw([video, changed], [0, 0])
+    assert np.flatnonzero(np.abs(before - after) > 1e-4).tolist() == [2]
 
 
 def test_the_scale_puts_experts_at_one_and_others_at_minus_one(tmp_path):
