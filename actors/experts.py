@@ -10,6 +10,9 @@ import numpy as np
 from actors.envs.registry import domain_of
 
 BEHAVIOURS = ("expert", "random", "half", "noisy", "wander", "misdirected")
+# Only judged, never learned from: what a reward says about them shows whether it knows what the arm moves to.
+JUDGED_ONLY = ("misdirected",)
+LEARNED_FROM = tuple(behaviour for behaviour in BEHAVIOURS if behaviour not in JUDGED_ONLY)
 HALF_EXPERT_STEPS = 12
 # Of a wanderer's actions, from one agent step to the next.
 WANDER_CORRELATION = 0.95

@@ -44,7 +44,8 @@ class Plan:
         seeds: Of the runs, 0 or more each.
         train: Overrides of every run.
         own: Reward -> overrides of its runs.
-        prepare: Reward -> the command (verb, then overrides) that makes its `reward.checkpoint` where it is missing.
+        prepare: Reward -> the command (verb, then overrides) that makes its `reward.checkpoint` where it is missing. In
+            both, {task} stands for the run's task.
     """
 
     name: str
@@ -67,8 +68,8 @@ class Plan:
         for reward in self.prepare or {}:
             self.checkpoint(reward)
 
-    def checkpoint(self, reward: str) -> str:
-        """Folder of the model of a reward.
+    def checkpoint(self, reward: str, task: str = "{task}") -> str:
+        """Folder of the model of a reward for a task.
 
         Raises:
             ValueError: if `own` does not say.
@@ -76,7 +77,7 @@ class Plan:
         for override in (self.own or {}).get(reward, ()):
             key, _, folder = override.partition("=")
             if key == "reward.checkpoint":
-                return str(folder)
+                return str(folder).replace("{task}", task)
         raise ValueError(
             f"prepare has a command for {reward!r}, but own[{reward!r}] has no reward.checkpoint=..."
         )
@@ -153,9 +154,6 @@ def run_experiment(config: DictConfig) -> int:
     print(f"[experiment] {plan.name}: {len(left)} of {len(runs)} runs to do in {root}", flush=True)
     if config.list or not left:
         return 0
-    for reward in dict.fromkeys(run.reward for run in left if run.reward in (plan.prepare or {})):
-        if not absolute_path(plan.checkpoint(reward), "reward.checkpoint").exists():
-            run_step(f"making {plan.checkpoint(reward)}", shlex.split(str(plan.prepare[reward])))
     failed = []
     for number, run in enumerate(left, 1):
         folder = root / run.folder_name
@@ -164,6 +162,7 @@ def run_experiment(config: DictConfig) -> int:
         else:
             arguments = [f"resume={folder}", *config.extra]
         try:
+            prepare(plan, run)
             run_step(f"run {number} of {len(left)}: {run.folder_name}", ["train", *arguments])
         except RuntimeError as error:
             failed.append(f"{run.folder_name}: {error}")
@@ -174,6 +173,20 @@ def run_experiment(config: DictConfig) -> int:
     for line in failed:
         print(f"[experiment] failed: {line}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def prepare(plan: Plan, run: Run) -> None:
+    """Makes the reward model of a run, if the plan says how and it is missing.
+
+    Raises:
+        RuntimeError: if it cannot be made.
+    """
+    if run.reward not in (plan.prepare or {}):
+        return
+    checkpoint = plan.checkpoint(run.reward, run.task)
+    if not absolute_path(checkpoint, "reward.checkpoint").exists():
+        command = str(plan.prepare[run.reward]).replace("{task}", run.task)
+        run_step(f"making {checkpoint}", shlex.split(command))
 
 
 def state_of(path: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from actors.envs.registry import domain_of, task_set
-from actors.experts import BEHAVIOURS
+from actors.experts import LEARNED_FROM
 from launch.cli import UsageError, build
 from launch.official_dataset import is_official, read_official
 from launch.paths import absolute_path
@@ -41,7 +41,7 @@ def read_videos_of(config: DictConfig) -> list[VideoSet]:
     """
     tasks = name_and_tasks(config)[1]
     # The relative reward needs everybody's videos.
-    behaviours = BEHAVIOURS if config.stage == "relative" else ("expert",)
+    behaviours = LEARNED_FROM if config.stage == "relative" else ("expert",)
     own = [f"data/{task}/{behaviour}" for task in tasks for behaviour in behaviours]
     data = config.data if config.data is not None else own
     videos = read_all(data, config.upside_down, domain_of(tasks[0]).name)

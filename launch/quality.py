@@ -1,4 +1,4 @@
-"""Judges every reward on held-out videos: AUC against six kinds of others, and rank correlation with progress.
+"""Judges every reward on held-out videos: AUC against seven kinds of others, and rank correlation with progress.
 
     python launch/quality.py task_set=metaworld7
     python launch/quality.py task=adroit-door rewards=[diffusion,viper,amp]
@@ -22,7 +22,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from actors.envs.registry import task_set
-from actors.experts import BEHAVIOURS
+from actors.experts import BEHAVIOURS, LEARNED_FROM
 from launch import cli
 from launch.cli import UsageError, group_options, suggest
 from launch.paths import absolute_path
@@ -41,8 +41,8 @@ EDITED = ("reversed", "frozen")
 POLICY = "policy"
 # What a kind of model is trained from, in the order in which they are made; a codec reads videos only.
 NEEDS = {"codec": (), "video": ("codec",), "videogpt": ("codec",), "base": ("codec",), "relative": ("base",)}
-# Kinds that see other behaviours than the expert's.
-DIVERSE = ("base", "relative")
+# Whose videos a kind sees, where not only the expert's. Random and wandering arms show the codec what else a picture may be.
+SEEN = {"codec": ("expert", "random", "wander"), "base": LEARNED_FROM, "relative": LEARNED_FROM}
 
 
 def main() -> None:
@@ -233,12 +233,17 @@ def _collect_missing(config: DictConfig, task: str, data: Path) -> None:
             _require_camera(config.camera, folder)
             continue
         is_expert = behaviour == "expert"
+        # (how many, every which one is held out)
+        episodes, validation_every = {
+            "expert": (config.expert_episodes, 5),
+            "wander": (config.wander_episodes, 2 if config.wander_episodes < 16 else 8),
+        }.get(behaviour, (config.other_episodes, 2))
         arguments = [
             f"task={task}",
             f"preset={config.preset_name}",
             f"behaviour={behaviour}",
-            f"episodes={config.expert_episodes if is_expert else config.other_episodes}",
-            f"validation_every={5 if is_expert else 2}",
+            f"episodes={episodes}",
+            f"validation_every={validation_every}",
             f"seed={config.seed if is_expert else config.seed + 1}",
             f"out={folder}",
         ]
@@ -312,11 +317,13 @@ def _train_missing(
             arguments.append(f"expert_videos={config.base_expert_videos}")
         if kind == "relative":
             arguments.append(f"base={checkpoints / 'base' / name}")
-        if kind == "video":
-            arguments += config.video_overrides
+        pair = kind in ("base", "relative")
+        # The codec's sizes are part of every other model's: they all get its overrides.
+        arguments += config.codec_overrides
+        arguments += config.video_overrides if kind == "video" else config.base_overrides if pair else []
         steps = config[f"{kind}_steps"]
         if steps is not None:
-            section = "video" if kind in DIVERSE else kind
+            section = "video" if pair else kind
             arguments.append(f"{section}_training.train_steps={steps}")
         run_step(f"{kind} of {name}", ["pretrain", *common, *arguments])
 
@@ -325,13 +332,19 @@ def _videos_of(kind: str, tasks: Sequence[str], data: Path) -> str:
     return ",".join(
         str(data / task / behaviour)
         for task in tasks
-        for behaviour in (_behaviours(data, task) if kind in DIVERSE else ("expert",))
+        for behaviour in (
+            *SEEN.get(kind, ("expert",)),
+            *([POLICY] if kind in ("base", "relative") and _has_policy(data, task) else []),
+        )
     )
 
 
 def _behaviours(data: Path, task: str) -> tuple[str, ...]:
-    has_policy = (data / task / POLICY / "index.json").exists()
-    return (*BEHAVIOURS, POLICY) if has_policy else BEHAVIOURS
+    return (*BEHAVIOURS, POLICY) if _has_policy(data, task) else BEHAVIOURS
+
+
+def _has_policy(data: Path, task: str) -> bool:
+    return (data / task / POLICY / "index.json").exists()
 
 
 if __name__ == "__main__":

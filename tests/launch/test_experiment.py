@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -75,15 +76,33 @@ def test_bad_plans_are_refused(override, message):
 def test_models_are_made_for_the_rewards_that_are_run_only(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr("launch.experiment.run_step", lambda _name, arguments: commands.append(arguments))
-    model = f"plan.own={{relative:['reward.checkpoint={tmp_path}/pair']}}"
+    model = f"plan.own={{relative:['reward.checkpoint={tmp_path}/pair/{{task}}']}}"
     given = [f"runs={tmp_path}/runs", "plan.tasks=[reach]", "plan.seeds=[0]", model]
-    made = "plan.prepare={relative:'quality task=reach rewards=[relative]'}"
+    made = "plan.prepare={relative:'quality task={task} rewards=[relative]'}"
     run_experiment(compose("experiment", [*given, made, "plan.rewards=[relative]"]))
     assert commands[0] == ["quality", "task=reach", "rewards=[relative]"]
     assert commands[1][:3] == ["train", "task=reach", "reward=relative"]
     commands.clear()
     run_experiment(compose("experiment", [*given, made, "plan.rewards=[sparse]"]))
     assert [command[0] for command in commands] == ["train"]
+    commands.clear()
+    (tmp_path / "pair/reach").mkdir(parents=True)
+    run_experiment(compose("experiment", [*given, made, "plan.rewards=[relative]"]))
+    assert [command[0] for command in commands] == ["train"]
+
+
+def test_the_commands_that_make_models_are_taken_by_their_verbs():
+    plan = plan_of(compose("experiment", ["experiment=metaworld_laptop"]))
+    for reward in ("diffusion_likelihood", "relative"):
+        verb, *arguments = shlex.split(str(plan.prepare[reward]).replace("{task}", "reach"))
+        quality = compose(verb, arguments)
+        assert f"{quality.checkpoints}/{Path(plan.checkpoint(reward)).parent.name}/reach" == plan.checkpoint(
+            reward, "reach"
+        )
+        pair = list(quality.base_overrides) if reward == "relative" else []
+        model = compose("pretrain", [*quality.codec_overrides, *pair])
+        assert (model.codec.num_codes, model.video.num_codes) == (256, 256)
+        assert model.video.history == ("first" if reward == "relative" else "recent")
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from actors.experts import BEHAVIOURS
 from launch import quality
 from launch.cli import UsageError, compose
 
@@ -29,7 +30,7 @@ def test_models_of_other_tasks_get_statistics_and_no_training(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         quality.quality(compose("quality", [*given, *folders, "rewards=[diffusion,diffusion_likelihood]"]))
     collected, measured = commands[:-1], commands[-1]
-    assert [c[:2] for c in collected] == [["collect", "task=door-lock"]] * 5
+    assert [c[:2] for c in collected] == [["collect", "task=door-lock"]] * 6
     assert measured[:2] == ["pretrain", "task=door-lock"]
     assert {"stage=statistics", "reward=diffusion_likelihood"} <= set(measured)
     assert measured[-2:] == [f"data=[{tmp_path}/data/door-lock/expert]", f"out={video}"]
@@ -55,7 +56,7 @@ def test_videos_of_another_camera_are_refused_and_missing_ones_are_of_the_one_as
     monkeypatch.setattr(quality, "run_step", lambda _name, arguments: commands.append(arguments))
     config = compose("quality", ["camera=close"])
     quality._collect_missing(config, "reach", tmp_path)
-    assert len(commands) == 5
+    assert len(commands) == 6
     assert all(compose("collect", c[1:]).env.render.camera == "close" for c in commands)
     (tmp_path / "reach/expert").mkdir(parents=True)
     (tmp_path / "reach/expert/index.json").write_text('{"render": {"camera": "corner2"}}')
@@ -66,10 +67,37 @@ def test_videos_of_another_camera_are_refused_and_missing_ones_are_of_the_one_as
 def test_videos_of_a_policy_are_judged_where_there_are_some(tmp_path):
     (tmp_path / "reach/policy").mkdir(parents=True)
     (tmp_path / "reach/policy/index.json").write_text("{}")
-    assert quality._behaviours(tmp_path, "reach") == ("expert", "random", "half", "noisy", "wander", "policy")
-    assert quality._behaviours(tmp_path, "dial-turn") == ("expert", "random", "half", "noisy", "wander")
+    assert quality._behaviours(tmp_path, "reach") == (*BEHAVIOURS, "policy")
+    assert quality._behaviours(tmp_path, "dial-turn") == BEHAVIOURS
     assert f"{tmp_path}/reach/policy" in quality._videos_of("base", ["reach"], tmp_path).split(",")
     assert quality._videos_of("video", ["reach"], tmp_path) == f"{tmp_path}/reach/expert"
+    # What only shows whether a reward knows what the arm moves to is never learned from.
+    assert "misdirected" in BEHAVIOURS and "misdirected" not in quality._videos_of(
+        "base", ["reach"], tmp_path
+    )
+    codec = quality._videos_of("codec", ["reach"], tmp_path).split(",")
+    assert codec == [f"{tmp_path}/reach/{behaviour}" for behaviour in ("expert", "random", "wander")]
+
+
+def test_models_are_trained_with_the_overrides_of_their_kind(tmp_path, monkeypatch):
+    commands = {}
+
+    def run(name, arguments):
+        commands[name.split()[0]] = arguments
+        if name.startswith("relative of"):
+            raise KeyboardInterrupt  # what comes next reads models
+
+    monkeypatch.setattr(quality, "run_step", run)
+    given = [f"data={tmp_path}/data", f"checkpoints={tmp_path}/models", "task=reach", "rewards=[relative]"]
+    config = compose("quality", [*given, "codec_overrides=['codec.num_codes=64','video.num_codes=64']"])
+    with pytest.raises(KeyboardInterrupt):
+        quality.quality(config)
+    wander = compose("collect", commands["wander"][1:])
+    assert (wander.episodes, wander.validation_every) == (96, 8)
+    assert compose("pretrain", commands["codec"][1:]).codec.num_codes == 64
+    for kind in ("base", "relative"):
+        video = compose("pretrain", commands[kind][1:]).video
+        assert (video.num_codes, video.history, video.num_history_frames) == (64, "first", 1)
 
     def row(task: str, **auc: float) -> dict:
         against = {kind: {"auc_per_episode": value, "auc_per_frame": value} for kind, value in auc.items()}
