@@ -91,7 +91,7 @@ class Plan:
     def overrides(self, run: Run) -> list[str]:
         """What train.py is given, but for the folder."""
         name, *keys = run.reward.split()
-        own = (self.own or {}).get(run.reward, ())
+        own = [str(o).replace("{task}", run.task) for o in (self.own or {}).get(run.reward, ())]
         return [f"task={run.task}", f"reward={name}", f"seed={run.seed}", *self.train, *own, *keys]
 
 
