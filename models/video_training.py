@@ -121,6 +121,11 @@ class _VideoRun(TrainingState):
     ) -> None:
         self.config, self.codec = config, codec
         frames = {s: [e.frames for v in videos for e in v.split(s)] for s in ("train", "validation")}
+        if config.hold_frames is not None and model_config.history != "first":
+            raise ValueError(
+                f"hold_frames={config.hold_frames} is for models of the first frame, this one has history="
+                f"{model_config.history!r}: a frame that is held after the frames before it would teach stillness"
+            )
         self.train_windows, self.validation_windows = (
             TokenWindows.encode(
                 codec,
@@ -128,6 +133,7 @@ class _VideoRun(TrainingState):
                 model_config.num_history_frames,
                 model_config.frame_skip,
                 kind=model_config.history,
+                hold_frames=config.hold_frames,
             )
             for split in ("train", "validation")
         )

@@ -26,6 +26,9 @@ class VideoTrainingConfig:
             and "jump" estimators. 0.0 is the paper's.
         condition_corruption_prob: Fraction of windows whose history gets random codes, [0, 1]. The paper has 0.
         condition_corruption_fraction: Largest fraction of tokens replaced in such a history, [0, 1].
+        hold_frames: Shorter videos count as if their last frame had been held until they had so many frames, 1 or more;
+            only with `history` "first". A video that is cut where its task is solved shows the solution once: without
+            this, a model of what is seen how often would find the way there far more typical. None leaves all as they are.
         learning_rate: Peak learning rate of AdamW, > 0.
         learning_rate_schedule: After warm-up: "plateau" (halve when the mean loss stalls), "cosine" (down to zero at
             the last step) or "constant".
@@ -54,6 +57,7 @@ class VideoTrainingConfig:
     all_mask_fraction: float = 0.0
     condition_corruption_prob: float = 0.0
     condition_corruption_fraction: float = 0.3
+    hold_frames: int | None = None
     learning_rate: float = 4.5e-4
     learning_rate_schedule: str = "plateau"
     warmup_steps: int = 5000
@@ -80,7 +84,7 @@ class VideoTrainingConfig:
             *("validate_every_steps", "validation_windows", "save_every_steps"),
         ):
             self._require(key, getattr(self, key) >= 1, "a whole number of at least 1")
-        for key in ("train_steps", "clip_until_steps"):
+        for key in ("train_steps", "clip_until_steps", "hold_frames"):
             value = getattr(self, key)
             self._require(key, value is None or value >= 1, "null or a whole number of at least 1")
         for key in ("all_mask_fraction", "condition_corruption_prob", "condition_corruption_fraction"):

@@ -42,7 +42,11 @@ def history_indices(num_frames: int, num_history_frames: int, frame_skip: int = 
 
 
 def training_windows(
-    num_frames: int, num_history_frames: int, frame_skip: int = 1, kind: str = "recent"
+    num_frames: int,
+    num_history_frames: int,
+    frame_skip: int = 1,
+    kind: str = "recent",
+    hold_frames: int | None = None,
 ) -> np.ndarray:
     """Frame numbers of every training window of a video, first-frame padding included.
 
@@ -51,13 +55,15 @@ def training_windows(
         num_history_frames: F > 0.
         frame_skip: s > 0.
         kind: What a history is, as in `VQDiffusionConfig.history`.
+        hold_frames: As in `VideoTrainingConfig`; only for kind "first".
 
     Returns:
         (max(T - s, 0), F + 1) int64: history as in `history_indices`, then the target `frame_skip` later. Of kind "first":
-        (T, 2), the first frame and any one.
+        (max(T, hold_frames), 2), the first frame and any one, the last one repeated.
     """
     if kind == "first":
-        return np.stack([np.zeros(num_frames, np.int64), np.arange(num_frames)], axis=1)
+        targets = np.minimum(np.arange(max(num_frames, hold_frames or 0)), num_frames - 1)
+        return np.stack([np.zeros_like(targets), targets], axis=1)
     history = history_indices(num_frames, num_history_frames, frame_skip)[: max(num_frames - frame_skip, 0)]
     return np.concatenate([history, history[:, -1:] + frame_skip], axis=1)
 
@@ -100,6 +106,7 @@ class TokenWindows:
         frame_skip: int = 1,
         on_video: Callable[[], None] | None = None,
         kind: str = "recent",
+        hold_frames: int | None = None,
     ) -> TokenWindows:
         """Encodes every frame once and lists all windows; no window crosses from one video to the next.
 
@@ -110,6 +117,7 @@ class TokenWindows:
             frame_skip: s.
             on_video: Called after each video.
             kind: What a history is, as in `VQDiffusionConfig.history`.
+            hold_frames: As in `VideoTrainingConfig`.
 
         Raises:
             ValueError: if no video is long enough for one window.
@@ -117,7 +125,8 @@ class TokenWindows:
         tokens, windows, start = [], [], 0
         for frames in videos:
             tokens.append(encode_video(codec, frames))
-            windows.append(training_windows(len(frames), num_history_frames, frame_skip, kind) + start)
+            own = training_windows(len(frames), num_history_frames, frame_skip, kind, hold_frames)
+            windows.append(own + start)
             start += len(frames)
             if on_video is not None:
                 on_video()

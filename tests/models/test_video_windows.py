@@ -38,6 +38,8 @@ def test_training_windows_end_with_the_frame_one_skip_ahead():
 
 def test_windows_of_kind_first_pair_the_first_frame_with_every_frame():
     assert training_windows(3, 1, 5, "first").tolist() == [[0, 0], [0, 1], [0, 2]]
+    assert training_windows(3, 1, 5, "first", 5)[:, 1].tolist() == [0, 1, 2, 2, 2]
+    assert training_windows(3, 1, 5, "first", 2)[:, 1].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("bad", [{"num_frames": 0}, {"num_history_frames": 0}, {"frame_skip": 0}])
