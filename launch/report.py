@@ -283,8 +283,9 @@ def curves(plan: Plan, rows: Sequence[Row], path: Path) -> None:
         axes[1, column].set(xlabel="frames")
     axes[0, 0].set(ylabel="success")
     axes[1, 0].set(ylabel="learned return")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    # Not every task has been run with every reward.
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_legend_handles_labels()[0]}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=80))
     plt.close(figure)
 
