@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from actors.envs.registry import domain_of
+from actors.noise import correlated
 
 BEHAVIOURS = ("expert", "random", "half", "noisy", "wander", "misdirected")
 # Only judged, never learned from: what a reward says about them shows whether it knows what the arm moves to.
@@ -108,7 +109,7 @@ class Behaviour:
         self._noise_stddev = NOISE_STDDEV[domain_of(task).name]
         self._expert = None if name in UNSKILLED else ScriptedExpert(task, expert)
         self._step = 0
-        self._wandering = rng.standard_normal(action_dim) if name == "wander" else None
+        self._wandering: np.ndarray | None = None
 
     def act(self, state: np.ndarray) -> np.ndarray:
         """Action (A,) float32 in [-1, 1] of the next agent step."""
@@ -116,11 +117,10 @@ class Behaviour:
         self._step += 1
         if self._replayed is not None:
             return self._replayed[min(self._step, len(self._replayed)) - 1]
-        if self._wandering is not None:
-            action = self._wandering
-            fresh = np.sqrt(1.0 - WANDER_CORRELATION**2) * self._rng.standard_normal(self._action_dim)
-            self._wandering = WANDER_CORRELATION * action + fresh
-            return np.clip(action, -1.0, 1.0).astype(np.float32)
+        if self._name == "wander":
+            fresh = self._rng.standard_normal(self._action_dim)
+            self._wandering = correlated(self._wandering, fresh, WANDER_CORRELATION)
+            return np.clip(self._wandering, -1.0, 1.0).astype(np.float32)
         if is_random or self._expert is None:
             return self._rng.uniform(-1.0, 1.0, self._action_dim).astype(np.float32)
         action = self._expert.act(state)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from actors.envs.registry import EnvConfig, make_env
+from actors.noise import correlated
 from actors.policy import NO_VERSION, NoWeightsError, Policy, PullWeights
 from actors.recording import EpisodeRecorder, run_wave, waves
 from actors.seeding import block_generator, training_seed
@@ -175,14 +176,12 @@ class _Schedule:
     def _next_noise(self, num_envs: int) -> np.ndarray:
         """(num_envs, A) standard normals, each an AR(1) process over the steps of its episode.
 
-        White noise mostly takes back what it has just done; correlated noise gets an arm somewhere. (Where episodes
-        end early, those that go on may take over the noise of a neighbour.)
+        (Where episodes end early, those that go on may take over the noise of a neighbour.)
         """
         size = (num_envs, self._rollout._env_config.action_dim)
         fresh, correlation = self._rng.standard_normal(size, dtype=np.float32), self._config.noise_correlation
-        if self._noise is not None:
-            fresh = correlation * self._noise[:num_envs] + np.sqrt(1.0 - correlation**2) * fresh
-        self._noise = fresh.astype(np.float32)
+        previous = None if self._noise is None else self._noise[:num_envs]
+        self._noise = correlated(previous, fresh, correlation).astype(np.float32)
         return self._noise
 
 

@@ -200,7 +200,11 @@ def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: t
     sees_first_frame_only = read_json(out / "config.json")["model"].get("history") == "first"
     for settings in base.cheap_siblings():
         if sees_first_frame_only and getattr(settings, "mode", None) == "entropy":
-            continue  # the same for all frames of an episode
+            print(
+                "[statistics] no entropy: the model sees the first frame only, so all frames have the same",
+                flush=True,
+            )
+            continue
         reward = cls.from_checkpoint(out, asdict(settings), str(device))
         for task, numbers in compute_statistics(reward, videos, seed=config.seed).items():
             print(

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from actors.envs.registry import domain_of, task_set
-from actors.experts import LEARNED_FROM
+from actors.experts import JUDGED_ONLY, LEARNED_FROM
 from launch.cli import UsageError, build
 from launch.official_dataset import is_official, read_official
 from launch.paths import absolute_path
@@ -34,10 +34,11 @@ def name_and_tasks(config: DictConfig) -> tuple[str, tuple[str, ...]]:
 
 
 def read_videos_of(config: DictConfig) -> list[VideoSet]:
-    """The videos that a stage trains on.
+    """The videos that a stage trains on; those of `actors.experts.JUDGED_ONLY` behaviours are left out, and it says so.
 
     Raises:
         FileNotFoundError: if there are none.
+        UsageError: if all of them are left out.
     """
     tasks = name_and_tasks(config)[1]
     # The relative reward needs everybody's videos.
@@ -45,7 +46,17 @@ def read_videos_of(config: DictConfig) -> list[VideoSet]:
     own = [f"data/{task}/{behaviour}" for task in tasks for behaviour in behaviours]
     data = config.data if config.data is not None else own
     videos = read_all(data, config.upside_down, domain_of(tasks[0]).name)
-    return with_few_experts(videos, config.expert_videos) if config.stage == "video" else videos
+    used = [video for video in videos if video.mode not in JUDGED_ONLY]
+    for video in videos:
+        if video.mode in JUDGED_ONLY:
+            print(
+                f"[{config.stage}] left out: {video.folder}, {video.mode} videos are only judged", flush=True
+            )
+    if not used:
+        raise UsageError(
+            f"data= has only videos that are judged, not learned from ({', '.join(JUDGED_ONLY)})"
+        )
+    return with_few_experts(used, config.expert_videos) if config.stage == "video" else used
 
 
 def read_all(data: Any, upside_down: bool | None = None, domain: str | None = None) -> list[VideoSet]:

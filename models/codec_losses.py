@@ -48,7 +48,8 @@ class CodecLosses:
 
         Args:
             images: (N, C, H, W) float32 [-1, 1].
-            stills: Median picture of each image's video, the same shape; only for `motion_weight` > 0.
+            stills: What each image is compared with (`CodecTrainingConfig.still_of`), the same shape; only for
+                `motion_weight` > 0.
             step: Number of this step, from 0.
 
         Returns:
@@ -77,7 +78,7 @@ class CodecLosses:
         reconstruction: torch.Tensor,
         stills: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Mean absolute error, weighted where something moves, plus LPIPS where it is on."""
+        """Mean absolute error, weighted by the difference from the stills, plus LPIPS where it is on."""
         if stills is not None:
             l1 = l1 * motion_weights(images, stills, self.config.motion_weight)
         loss = self.config.reconstruction_weight * l1.mean()
@@ -115,11 +116,11 @@ class CodecLosses:
 
 
 def motion_weights(images: torch.Tensor, stills: torch.Tensor, motion_weight: float) -> torch.Tensor:
-    """Weight of each pixel's error: 1 + motion_weight * |image - still| / 2, so 1 where nothing moves.
+    """Weight of each pixel's error: 1 + motion_weight * |image - still| / 2, so 1 where both agree.
 
     Args:
         images: (N, C, H, W) float32 [-1, 1].
-        stills: (N, C, H, W) float32 [-1, 1], median picture of each image's video.
+        stills: (N, C, H, W) float32 [-1, 1], what each image is compared with (`FrameSampler.stills`).
         motion_weight: >= 0.
 
     Returns:

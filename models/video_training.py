@@ -83,6 +83,12 @@ def train_video_model(
         FloatingPointError: if the loss is no longer finite.
     """
     config.require_shares(num_workers())
+    if config.hold_frames is not None and model_config.history != "first":
+        raise ValueError(
+            f"hold_frames={config.hold_frames} is for models of the first frame, this one has history="
+            f"{model_config.history!r}: a frame that is held after the frames before it would teach stillness. Leave it "
+            "out, or set video.history=first video.num_history_frames=1"
+        )
     folder = Path(folder)
     facts = dataset_facts(videos)
     codec_config_facts = codec_facts(codec_folder, videos[0].render)
@@ -121,11 +127,6 @@ class _VideoRun(TrainingState):
     ) -> None:
         self.config, self.codec = config, codec
         frames = {s: [e.frames for v in videos for e in v.split(s)] for s in ("train", "validation")}
-        if config.hold_frames is not None and model_config.history != "first":
-            raise ValueError(
-                f"hold_frames={config.hold_frames} is for models of the first frame, this one has history="
-                f"{model_config.history!r}: a frame that is held after the frames before it would teach stillness"
-            )
         self.train_windows, self.validation_windows = (
             TokenWindows.encode(
                 codec,

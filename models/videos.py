@@ -72,7 +72,7 @@ class VideoSet:
         folder: Where they were read from.
         task: Task name.
         domain: "metaworld", "adroit", ...; "videos" for people's own.
-        mode: "expert", "random", "half", "noisy", "wander", or the label of people's own videos.
+        mode: "expert", "random", "half", "noisy", "wander", "misdirected", or the label of people's own videos.
         render: How the frames were drawn.
         action_repeat: Simulator frames per agent step, so per video frame.
         episodes: The episodes, in index order.

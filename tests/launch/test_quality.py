@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from actors.experts import BEHAVIOURS
-from launch import quality
+from launch import pretrain_stages, quality
 from launch.cli import UsageError, compose
 
 
@@ -111,3 +112,16 @@ def test_models_are_trained_with_the_overrides_of_their_kind(tmp_path, monkeypat
     assert head.endswith("| policy | progress |")
     assert first.endswith("| 0.25 / 0.25 | +0.50 |") and second.endswith("| - | +0.50 |")
     assert "policy" not in quality.table(rows[1:])
+
+
+def test_videos_that_are_only_judged_are_left_out_of_trainings(tmp_path, monkeypatch, capsys):
+    sets = [
+        SimpleNamespace(folder=tmp_path / mode, mode=mode) for mode in ("expert", "misdirected", "random")
+    ]
+    monkeypatch.setattr(pretrain_stages, "read_all", lambda *_: sets)
+    config = compose("pretrain", ["task=reach", "stage=relative", f"data={tmp_path}"])
+    assert [video.mode for video in pretrain_stages.read_videos_of(config)] == ["expert", "random"]
+    assert f"left out: {tmp_path}/misdirected" in capsys.readouterr().out
+    del sets[0], sets[1]
+    with pytest.raises(UsageError, match="only videos that are judged"):
+        pretrain_stages.read_videos_of(config)

@@ -169,6 +169,19 @@ def test_videos_that_do_not_belong_together_are_refused(tmp_path, codec_folder, 
     assert not (tmp_path / "out").exists()
 
 
+def test_held_frames_are_refused_before_a_folder_is_made_where_the_model_sees_recent_frames(
+    tmp_path, codec_folder, videos
+):
+    with pytest.raises(
+        ValueError, match=r"history='recent': .* would teach stillness\. Leave it out, or set"
+    ):
+        train_video_model(replace(TRAINING, hold_frames=9), MODEL, videos, codec_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    first = replace(MODEL, history="first", num_history_frames=1)
+    train_video_model(replace(TRAINING, hold_frames=9), first, videos, codec_folder, tmp_path / "out")
+    assert load_video_model(tmp_path / "out")[0].config.history == "first"
+
+
 def test_a_codec_that_does_not_fit_is_refused(tmp_path, codec_folder, videos):
     with pytest.raises(ValueError, match="num_codes=9 does not fit the codec's num_codes=8"):
         train_video_model(TRAINING, replace(MODEL, num_codes=9), videos, codec_folder, tmp_path / "out")
