@@ -5,13 +5,17 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from launch.bench.harness import Curve
 from launch.bench.settings import BenchSettings
 from launch.bench.workload import NEVER_STEPS, make_workload, noise_episode, prepare_ray
+from models.episode import Episode
+
+if TYPE_CHECKING:
+    from launch.system import System
 
 PEERS: tuple[str, ...] = ()
 # An episode of 100 agent steps takes a rollout actor about this long on one core (docs/performance/system.md).
@@ -20,6 +24,17 @@ EPISODE_S = 3.0
 EPISODE_STEPS = 5
 ACTORS_PER_PROCESS = 250
 SHARDS = 2
+# Actors that are only counted: their shares of a core are too small to be placed by.
+OVERRIDES = (
+    *("rollout.num_actors=1", "cluster.rollout_cpus=0.05", "cluster.learner_cpus=0.1"),
+    "cluster.evaluator_cpus=0.05",
+    *(
+        f"replay.num_shards={SHARDS}",
+        f"env.episode_steps={EPISODE_STEPS}",
+        "replay.capacity_transitions=20000",
+    ),
+    *(f"limiter.min_steps={NEVER_STEPS}", "agent.num_expl_steps=0"),
+)
 
 
 def measure(settings: BenchSettings) -> list[Curve]:
@@ -41,27 +56,12 @@ def _point(count: int, seconds: float, seed: int) -> dict[str, float]:
     import ray
 
     from launch.bench.ray_training import Unstoppable, WindowedCoordinator
-    from launch.bench.simulated import SimulatedActor, SimulatedRollouts
     from launch.console import TrainingView
     from launch.metrics import MetricsLog
     from launch.system import build_system, start_ray
 
     with tempfile.TemporaryDirectory(prefix="drr-bench-") as folder:
-        overrides = [
-            *(
-                "rollout.num_actors=1",
-                "cluster.rollout_cpus=0.05",
-                "cluster.learner_cpus=0.1",
-                "cluster.evaluator_cpus=0.05",
-            ),
-            *(
-                f"replay.num_shards={SHARDS}",
-                f"env.episode_steps={EPISODE_STEPS}",
-                "replay.capacity_transitions=20000",
-            ),
-            *(f"limiter.min_steps={NEVER_STEPS}", "agent.num_expl_steps=0"),
-        ]
-        settings, run = make_workload(Path(folder), "laptop", overrides, seed, reward="sparse")
+        settings, run = make_workload(Path(folder), "laptop", OVERRIDES, seed, reward="sparse")
         size = settings.env.render.height_px
         episode = noise_episode(
             np.random.default_rng(seed),
@@ -75,17 +75,7 @@ def _point(count: int, seconds: float, seed: int) -> dict[str, float]:
         start_ray(settings.cluster, namespace=f"drr-bench-{time.time_ns():x}")
         try:
             system = build_system(settings, run.path)
-            processes = [
-                ray.remote(SimulatedRollouts)
-                .options(num_cpus=0.05, max_concurrency=4 * ACTORS_PER_PROCESS)
-                .remote(episode, EPISODE_S)
-                for _ in range(-(-count // ACTORS_PER_PROCESS))
-            ]
-            ray.get([process.ping.remote() for process in processes])
-            ray.kill(system.rollouts.pop(0))
-            for number in range(count):
-                process = processes[number // ACTORS_PER_PROCESS]
-                system.rollouts[number] = SimulatedActor(process, number)
+            _simulate_rollouts(system, count, episode)
             coordinator = WindowedCoordinator(settings, system, run, log, view, Unstoppable())
             coordinator.start()
             _advance(coordinator, EPISODE_S + 2.0)  # Until the first ones come in.
@@ -94,6 +84,24 @@ def _point(count: int, seconds: float, seed: int) -> dict[str, float]:
             log.close()
             view.close()
             ray.shutdown()
+
+
+def _simulate_rollouts(system: System, count: int, episode: Episode) -> None:
+    """Puts `count` simulated rollout actors in the place of the system's own."""
+    import ray
+
+    from launch.bench.simulated import SimulatedActor, SimulatedRollouts
+
+    processes = [
+        ray.remote(SimulatedRollouts)
+        .options(num_cpus=0.05, max_concurrency=4 * ACTORS_PER_PROCESS)
+        .remote(episode, EPISODE_S)
+        for _ in range(-(-count // ACTORS_PER_PROCESS))
+    ]
+    ray.get([process.ping.remote() for process in processes])
+    ray.kill(system.rollouts.pop(0))
+    for number in range(count):
+        system.rollouts[number] = SimulatedActor(processes[number // ACTORS_PER_PROCESS], number)
 
 
 def _rates(coordinator: Any, seconds: float) -> dict[str, float]:
