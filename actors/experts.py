@@ -10,7 +10,7 @@ import numpy as np
 from actors.envs.registry import domain_of
 from actors.noise import correlated
 
-BEHAVIOURS = ("expert", "random", "half", "noisy", "wander", "misdirected")
+BEHAVIOURS = ("expert", "random", "half", "noisy", "wander", "misdirected", "linger")
 # Only judged, never learned from: what a reward says about them shows whether it knows what the arm moves to.
 JUDGED_ONLY = ("misdirected",)
 LEARNED_FROM = tuple(behaviour for behaviour in BEHAVIOURS if behaviour not in JUDGED_ONLY)
@@ -20,6 +20,11 @@ WANDER_CORRELATION = 0.95
 # By domain. An Adroit hand loses its grip sooner than a gripper: with 0.2 the expert still solves a quarter (door) to
 # five sixths (pen) of the scenes, with 0.4 none of door and relocate.
 NOISE_STDDEV = {"metaworld": 1.0, "adroit": 0.2}
+# A lingering arm stops after one of these numbers of agent steps, and then trembles with this share of that noise.
+LINGER_AFTER_STEPS = (2, 40)
+LINGER_NOISE = 0.3
+# What of the last action keeps an arm where it is. MetaWorld's actions are displacements and the gripper's force, Adroit's joint angles.
+STILL = {"metaworld": (0.0, 0.0, 0.0, 1.0), "adroit": (1.0,)}
 
 # Behaviours that do not ask the expert for actions.
 UNSKILLED = ("random", "wander", "misdirected")
@@ -73,6 +78,9 @@ class Behaviour:
     - wander: Gaussian actions of standard deviation 1, clipped, with a correlation of 0.95 from step to step (an AR(1)
       process). Uniform actions take back what they have just done and stay near the start; these go everywhere, as
       beginners with correlated exploration do, also out of the picture.
+    - linger: the expert until an agent step drawn from 2..40, from then on it stays where it is and trembles: noise of 0.3
+      times that of "noisy". A policy that gathers a reward of each frame does so where an early pose is worth as much as
+      a late one.
     - misdirected: what the expert did in another scene, whatever this one looks like: `replayed`. A reward that knows how
       an expert's arm moves, but not that it moves to something, cannot tell it from the expert.
     """
@@ -106,10 +114,15 @@ class Behaviour:
             )
         self._replayed = replayed
         self._name, self._action_dim, self._rng = name, action_dim, rng
-        self._noise_stddev = NOISE_STDDEV[domain_of(task).name]
+        domain = domain_of(task).name
+        self._noise_stddev, self._still = NOISE_STDDEV[domain], np.array(STILL[domain])
         self._expert = None if name in UNSKILLED else ScriptedExpert(task, expert)
         self._step = 0
         self._wandering: np.ndarray | None = None
+        self._linger_after = (
+            int(rng.integers(*LINGER_AFTER_STEPS, endpoint=True)) if name == "linger" else None
+        )
+        self._last = np.zeros(action_dim)
 
     def act(self, state: np.ndarray) -> np.ndarray:
         """Action (A,) float32 in [-1, 1] of the next agent step."""
@@ -123,7 +136,11 @@ class Behaviour:
             return np.clip(self._wandering, -1.0, 1.0).astype(np.float32)
         if is_random or self._expert is None:
             return self._rng.uniform(-1.0, 1.0, self._action_dim).astype(np.float32)
-        action = self._expert.act(state)
+        if self._linger_after is not None and self._step > self._linger_after:
+            stddev = LINGER_NOISE * self._noise_stddev
+            action = self._still * self._last + stddev * self._rng.standard_normal(self._action_dim)
+            return np.clip(action, -1.0, 1.0).astype(np.float32)
+        self._last = action = self._expert.act(state)
         if self._name == "noisy":
             action = action + self._noise_stddev * self._rng.standard_normal(self._action_dim)
         return np.clip(action, -1.0, 1.0).astype(np.float32)

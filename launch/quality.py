@@ -236,7 +236,8 @@ def _collect_missing(config: DictConfig, task: str, data: Path) -> None:
         # (how many, every which one is held out)
         episodes, validation_every = {
             "expert": (config.expert_episodes, 5),
-            "wander": (config.wander_episodes, 2 if config.wander_episodes < 16 else 8),
+            "wander": _many(config.wander_episodes),
+            "linger": _many(config.linger_episodes),
         }.get(behaviour, (config.other_episodes, 2))
         arguments = [
             f"task={task}",
@@ -250,6 +251,10 @@ def _collect_missing(config: DictConfig, task: str, data: Path) -> None:
         if config.camera is not None:
             arguments.append(f"env.render.camera={config.camera}")
         run_step(f"{behaviour} videos of {task}", ["collect", *arguments])
+
+
+def _many(episodes: int) -> tuple[int, int]:
+    return episodes, 2 if episodes < 16 else 8
 
 
 def _require_camera(camera: str | None, folder: Path) -> None:

@@ -46,7 +46,7 @@ def test_expert_videos_end_with_a_success():
 
 def test_collecting_again_gives_the_same_videos():
     config = EnvConfig("reach", episode_steps=15, render=SMALL)
-    for behaviour in ("random", "noisy", "half", "wander"):
+    for behaviour in ("random", "noisy", "half", "wander", "linger"):
         first, second = (next(collect_episodes(config, behaviour, 1, seed=0))[0] for _ in range(2))
         np.testing.assert_array_equal(first.frames, second.frames)
         np.testing.assert_array_equal(first.actions, second.actions)
@@ -92,6 +92,32 @@ def test_a_wanderers_actions_are_correlated_and_end_with_its_episode():
     assert abs((np.abs(actions) == 1.0).mean() - 0.317) < 0.03
     again = Behaviour("wander", "door-close", 4, np.random.default_rng(1))
     assert not np.array_equal(again.act(state), actions[0])
+
+
+@pytest.mark.parametrize(
+    "task, action, still, trembles",
+    [
+        (
+            "door-close",
+            [0.5, -0.5, 0.2, 0.4],
+            [0.0, 0.0, 0.0, 0.4],
+            0.3,
+        ),  # moves by displacements, the gripper by force
+        ("adroit-door", [0.5, -0.5, 0.2, 0.4], [0.5, -0.5, 0.2, 0.4], 0.06),  # joint angles
+    ],
+)
+def test_a_lingering_arm_stays_where_the_expert_brought_it(task, action, still, trembles):
+    expert = np.array(action, np.float32)
+    stops = set()
+    for seed in range(30):
+        linger = Behaviour("linger", task, 4, np.random.default_rng(seed), expert=lambda state: expert)
+        actions = np.array([linger.act(np.zeros(39)) for _ in range(600)])
+        stop = int(np.argmax(np.any(actions != expert, axis=1)))
+        stops.add(stop)
+        rest = actions[stop:]
+        np.testing.assert_allclose(rest.mean(axis=0), still, atol=5 * trembles / np.sqrt(len(rest)))
+        assert rest[:, :3].std(axis=0).mean() == pytest.approx(trembles, rel=0.3)
+    assert min(stops) >= 2 and max(stops) <= 40 and len(stops) > 10
 
 
 def test_misdirected_is_what_the_expert_did_in_the_next_scene():
@@ -143,7 +169,7 @@ def test_failed_attempts_are_made_again_with_the_next_seed(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"behaviour": "clever"}, "expert, random, half, noisy, wander, misdirected"),
+        ({"behaviour": "clever"}, "expert, random, half, noisy, wander, misdirected, linger"),
         ({"episodes": 0}, "episodes"),
         ({"stream": 256}, "stream"),
         ({"seed": 2**24}, "seed is 16777216"),

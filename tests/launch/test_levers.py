@@ -15,7 +15,7 @@ TWO = (MORE, "only=[as the preset, skip and chain]")
 
 
 def quality_rows(reward, aucs, progress):
-    kinds = ("random", "half", "noisy", "wander", "misdirected", "reversed", "frozen")
+    kinds = ("random", "half", "noisy", "wander", "misdirected", "linger", "reversed", "frozen")
     return [
         {
             "task": f"task {number}",
@@ -55,7 +55,7 @@ def test_each_lever_is_judged_once_with_its_own_model(tmp_path, monkeypatch):
     assert f"codec_checkpoint={tmp_path}/levers/as_the_preset/codec/metaworld7" in changed
     for arguments in commands:  # the verb takes them
         assert compose("quality", arguments[1:]).camera == "close"
-    expected = "| skip and chain | diffusion |" + " 0.75 (0.50) |" * 7 + " +0.12 (-0.25) |"
+    expected = "| skip and chain | diffusion |" + " 0.75 (0.50) |" * 8 + " +0.12 (-0.25) |"
     assert expected in (tmp_path / "out.md").read_text()
     commands.clear()
     assert levers.pull_levers(compose("levers", [*given, *TWO])) == 0

@@ -31,7 +31,7 @@ def test_models_of_other_tasks_get_statistics_and_no_training(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         quality.quality(compose("quality", [*given, *folders, "rewards=[diffusion,diffusion_likelihood]"]))
     collected, measured = commands[:-1], commands[-1]
-    assert [c[:2] for c in collected] == [["collect", "task=door-lock"]] * 6
+    assert [c[:2] for c in collected] == [["collect", "task=door-lock"]] * len(BEHAVIOURS)
     assert measured[:2] == ["pretrain", "task=door-lock"]
     assert {"stage=statistics", "reward=diffusion_likelihood"} <= set(measured)
     assert measured[-2:] == [f"data=[{tmp_path}/data/door-lock/expert]", f"out={video}"]
@@ -57,7 +57,7 @@ def test_videos_of_another_camera_are_refused_and_missing_ones_are_of_the_one_as
     monkeypatch.setattr(quality, "run_step", lambda _name, arguments: commands.append(arguments))
     config = compose("quality", ["camera=close"])
     quality._collect_missing(config, "reach", tmp_path)
-    assert len(commands) == 6
+    assert len(commands) == len(BEHAVIOURS)
     assert all(compose("collect", c[1:]).env.render.camera == "close" for c in commands)
     (tmp_path / "reach/expert").mkdir(parents=True)
     (tmp_path / "reach/expert/index.json").write_text('{"render": {"camera": "corner2"}}')

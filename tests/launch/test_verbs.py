@@ -124,8 +124,8 @@ def test_quality_judges_every_kind_of_reward(tiny, tmp_path):
     )
     rows = json.loads((out / "quality.json").read_text())["rows"]
     assert [row["reward"] for row in rows] == ["diffusion_likelihood", "rnd", "amp", "sparse"]
-    kinds = ["random", "half", "noisy", "wander", "misdirected", "reversed", "frozen"]
-    assert [list(row["against"]) for row in rows] == [kinds, kinds, kinds, kinds[:5]]
+    kinds = ["random", "half", "noisy", "wander", "misdirected", "linger", "reversed", "frozen"]
+    assert [list(row["against"]) for row in rows] == [kinds, kinds, kinds, kinds[:6]]
     # The sparse reward of successful experts beats random actions, which never close the door.
     assert rows[-1]["against"]["random"]["auc_per_episode"] == 1.0
     assert "| door-close | sparse |" in (out / "quality.md").read_text()
