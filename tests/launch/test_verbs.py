@@ -118,6 +118,8 @@ def test_quality_judges_every_kind_of_reward(tiny, tmp_path):
         f"data={tmp_path}/data",
         f"checkpoints={tmp_path}/checkpoints",
         "other_episodes=2",
+        "wander_episodes=2",
+        "linger_episodes=2",
         "bonus_updates=4",
         "device=cpu",
         f"out={out}",
