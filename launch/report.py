@@ -60,8 +60,10 @@ def report(config: DictConfig) -> int:
     root = absolute_path(f"{config.runs}/{plan.name}", "runs")
     for run in plan.runs():
         if state_of(root / run.folder_name) != "new":
-            found = list(run_rows(run, RunFolder(root / run.folder_name), config.train_every_agent_steps))
-            rows = replaced(rows, run, found)
+            found = run_rows(run, RunFolder(root / run.folder_name), config.train_every_agent_steps)
+            # A run may have been resumed beyond the budget since: that is for another experiment's table.
+            within = [row for row in found if row["agent_steps"] <= budget(plan)]
+            rows = replaced(rows, run, within)
     if not rows:
         raise UsageError(
             f"no runs in {root} and no {path}: run launch/experiment.py experiment={plan.name} first"

@@ -181,6 +181,20 @@ def test_rows_survive_the_file_and_a_shorter_run_does_not_replace_a_longer_one(t
     assert replaced(back, run, longer) == [back[0], *longer]
 
 
+def test_a_run_that_was_resumed_beyond_the_budget_counts_at_the_budget(tmp_path):
+    path = tmp_path / "runs/metaworld_laptop/reach_sparse_seed0"
+    finished_run(path, total=40_000)
+    line = {"phase": "eval", "updates": 1, "wall_s": 1.0, "episodes": 10}
+    at = [(16_000, 0.0), (20_000, 0.3), (24_000, 0.9), (40_000, 1.0)]
+    lines = [{**line, "agent_steps": step, "frames": 3 * step, "success_rate": rate} for step, rate in at]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report(compose("report", [f"runs={tmp_path}/runs", f"out={tmp_path}/results"]))
+    rows = read_rows(tmp_path / "results/metaworld_laptop.csv")
+    assert [(row["agent_steps"], row["success"]) for row in rows] == at[:2]
+    text = (tmp_path / "results/metaworld_laptop.md").read_text()
+    assert "| reach | - | - | - | 30% (30%)" in text
+
+
 def test_a_report_without_anything_says_what_to_do(tmp_path):
     with pytest.raises(UsageError, match=r"run launch/experiment\.py experiment=metaworld_laptop first"):
         report(compose("report", [f"runs={tmp_path}/runs", f"out={tmp_path}/results"]))
