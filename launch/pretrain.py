@@ -197,11 +197,11 @@ def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: t
         if not videos:
             return
     base = build(cls.config_class, config.frame_reward, "frame_reward.")
-    sees_first_frame_only = read_json(out / "config.json")["model"].get("history") == "first"
+    sees_first_frame = read_json(out / "config.json")["model"].get("history", "recent") != "recent"
     for settings in base.cheap_siblings():
-        if sees_first_frame_only and getattr(settings, "mode", None) == "entropy":
+        if sees_first_frame and getattr(settings, "mode", None) == "entropy":
             print(
-                "[statistics] no entropy: the model sees the first frame only, so all frames have the same",
+                "[statistics] no entropy: the model does not see the frames just before",
                 flush=True,
             )
             continue

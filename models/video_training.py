@@ -83,7 +83,7 @@ def train_video_model(
         FloatingPointError: if the loss is no longer finite.
     """
     config.require_shares(num_workers())
-    if config.hold_frames is not None and model_config.history != "first":
+    if config.hold_frames is not None and model_config.sees_past:
         raise ValueError(
             f"hold_frames={config.hold_frames} is for models of the first frame, this one has history="
             f"{model_config.history!r}: a frame that is held after the frames before it would teach stillness. Leave it "

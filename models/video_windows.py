@@ -41,12 +41,54 @@ def history_indices(num_frames: int, num_history_frames: int, frame_skip: int = 
     return np.maximum(np.arange(num_frames)[:, None] - age[None], 0)
 
 
+def clock_rows(content_len: int) -> Tensor:
+    """A clock as frames of tokens: one place more has code 1 after each frame, until all have.
+
+    A bar that fills up is close to its neighbours in time, and needs no parameters but the embeddings of codes and places
+    that a condition has anyway.
+
+    Args:
+        content_len: L, tokens of a frame.
+
+    Returns:
+        (L + 1, L) int64, 0 or 1; row t belongs to t frames after the first, the last row to all later ones as well.
+    """
+    return torch.ones(content_len + 1, content_len, dtype=torch.int64).tril(-1)
+
+
+def with_clock(tokens: Tensor) -> Tensor:
+    """(N, L) tokens of frames, and behind them the clock's rows from last to first: row -1 - t is the clock after t frames."""
+    return torch.cat([tokens, clock_rows(tokens.shape[1]).flip(0).to(tokens)])
+
+
+def first_frame_history(times: np.ndarray, kind: str, content_len: int) -> np.ndarray:
+    """Histories that begin with the first frame, for any times.
+
+    Args:
+        times: (T,) int64 frames since the first.
+        kind: "first" or "clock", as in `VQDiffusionConfig.history`.
+        content_len: L, tokens of a frame.
+
+    Returns:
+        (T, 1) or, with the clock, (T, 2) int64 frame numbers: 0, and -1 - t for the clock's row t (`with_clock`).
+    """
+    first = np.zeros_like(times)
+    columns = [first] if kind == "first" else [first, -1 - np.minimum(times, content_len)]
+    return np.stack(columns, axis=1)
+
+
+def placed(numbers: np.ndarray, start: int) -> np.ndarray:
+    """Frame numbers of one video as rows of a table in which it begins at `start`; the clock's stay."""
+    return np.where(numbers < 0, numbers, numbers + start)
+
+
 def training_windows(
     num_frames: int,
     num_history_frames: int,
     frame_skip: int = 1,
     kind: str = "recent",
     hold_frames: int | None = None,
+    content_len: int = 0,
 ) -> np.ndarray:
     """Frame numbers of every training window of a video, first-frame padding included.
 
@@ -55,15 +97,17 @@ def training_windows(
         num_history_frames: F > 0.
         frame_skip: s > 0.
         kind: What a history is, as in `VQDiffusionConfig.history`.
-        hold_frames: As in `VideoTrainingConfig`; only for kind "first".
+        hold_frames: As in `VideoTrainingConfig`; not for kind "recent".
+        content_len: Tokens of a frame; only for kind "clock".
 
     Returns:
-        (max(T - s, 0), F + 1) int64: history as in `history_indices`, then the target `frame_skip` later. Of kind "first":
-        (max(T, hold_frames), 2), the first frame and any one, the last one repeated.
+        (max(T - s, 0), F + 1) int64: history as in `history_indices`, then the target `frame_skip` later. Of other kinds:
+        (max(T, hold_frames), F + 1), `first_frame_history` and any frame, the last one repeated.
     """
-    if kind == "first":
-        targets = np.minimum(np.arange(max(num_frames, hold_frames or 0)), num_frames - 1)
-        return np.stack([np.zeros_like(targets), targets], axis=1)
+    if kind != "recent":
+        times = np.arange(max(num_frames, hold_frames or 0))
+        history = first_frame_history(times, kind, content_len)
+        return np.concatenate([history, np.minimum(times, num_frames - 1)[:, None]], axis=1)
     history = history_indices(num_frames, num_history_frames, frame_skip)[: max(num_frames - frame_skip, 0)]
     return np.concatenate([history, history[:, -1:] + frame_skip], axis=1)
 
@@ -90,7 +134,7 @@ class TokenWindows:
     """Training windows of several videos, as tokens.
 
     Attributes:
-        tokens: (N, L) int64 tokens of all frames of all videos; each frame is stored once.
+        tokens: (N, L) int64 tokens of all frames of all videos, each stored once, and of the clock.
         windows: (W, F+1) int64 rows of `tokens`: history, oldest first, then the target.
     """
 
@@ -125,8 +169,10 @@ class TokenWindows:
         tokens, windows, start = [], [], 0
         for frames in videos:
             tokens.append(encode_video(codec, frames))
-            own = training_windows(len(frames), num_history_frames, frame_skip, kind, hold_frames)
-            windows.append(own + start)
+            own = training_windows(
+                len(frames), num_history_frames, frame_skip, kind, hold_frames, tokens[-1].shape[1]
+            )
+            windows.append(placed(own, start))
             start += len(frames)
             if on_video is not None:
                 on_video()
@@ -136,7 +182,7 @@ class TokenWindows:
                 f"no training window in {len(videos)} videos of {lengths[:5]} frames: a window needs more than "
                 f"frame_skip={frame_skip} frames; collect more or longer videos, or lower frame_skip"
             )
-        all_tokens = torch.cat(tokens)
+        all_tokens = with_clock(torch.cat(tokens))
         all_windows = torch.from_numpy(np.concatenate(windows)).to(all_tokens.device)
         return cls(tokens=all_tokens, windows=all_windows)
 

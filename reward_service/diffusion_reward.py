@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from models.video_windows import placed, with_clock
 from models.vqdiffusion.checkpoint import load_video_model
 from models.vqdiffusion.diffusion import VQDiffusion
 from models.vqdiffusion.frozen import FrozenDenoiser
@@ -69,10 +70,10 @@ class DiffusionReward(StandardisedReward):
                 "likelihood_leak=True gives one history frame more than the model was trained with, but its "
                 f"condition_position is {model.config.condition_position!r}; use likelihood_leak=False"
             )
-        if model.config.history == "first" and (config.mode == "entropy" or config.likelihood_leak):
+        if not model.config.sees_past and (config.mode == "entropy" or config.likelihood_leak):
             raise ValueError(
-                f"the video model of {folder} knows the first frame of an episode only (video.history=first), so every "
-                "frame of an episode would have the same entropy: use reward=diffusion_likelihood or reward=relative"
+                f"the video model of {folder} does not see the frames just before (video.history={model.config.history}), so "
+                "the entropy would not depend on what the policy does: use reward=diffusion_likelihood or reward=relative"
             )
 
     @classmethod
@@ -113,10 +114,10 @@ class DiffusionReward(StandardisedReward):
         elif self.config.likelihood_leak:
             history = leaking_history
         else:
-            history = partial(likelihood_history, kind=model.history)
+            history = partial(likelihood_history, kind=model.history, content_len=model.content_len)
         starts = np.cumsum([0, *lengths[:-1]])
         rows = [
-            start + history(length, model.num_history_frames, model.frame_skip)
+            placed(history(length, model.num_history_frames, model.frame_skip), start)
             for start, length in zip(starts, lengths)
         ]
         return torch.from_numpy(np.concatenate(rows)).to(self.model.device)
@@ -132,10 +133,11 @@ class DiffusionReward(StandardisedReward):
     def _score_rows(self, tokens: Tensor, histories: Tensor, noise: Noise) -> Tensor:
         """Raw rewards of all rows, chunk by chunk: (rows,) float32."""
         rewards = []
+        table = with_clock(tokens)
         size = self.batch_rows(tokens.device)
         for start in range(0, len(tokens), size):
             rows = slice(start, min(start + size, len(tokens)))
-            history = rearrange(tokens[histories[rows]], "row frame token -> row (frame token)")
+            history = rearrange(table[histories[rows]], "row frame token -> row (frame token)")
             observed = tokens[rows] if self.config.mode == "likelihood" else None
             rewards.append(self._score_chunk(history, observed, noise, rows))
         return torch.cat(rewards)

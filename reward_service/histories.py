@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from models.video_windows import first_frame_history
+
 
 def entropy_history(num_frames: int, num_history_frames: int, frame_skip: int = 1) -> np.ndarray:
     """Frames that row t of the entropy reward sees: the last ones up to and including frame t.
@@ -23,7 +25,11 @@ def entropy_history(num_frames: int, num_history_frames: int, frame_skip: int = 
 
 
 def likelihood_history(
-    num_frames: int, num_history_frames: int, frame_skip: int = 1, kind: str = "recent"
+    num_frames: int,
+    num_history_frames: int,
+    frame_skip: int = 1,
+    kind: str = "recent",
+    content_len: int = 0,
 ) -> np.ndarray:
     """Frames that row t of the likelihood reward sees: those before frame t, which is the one scored.
 
@@ -32,12 +38,14 @@ def likelihood_history(
         num_history_frames: F, frames that the video model is conditioned on.
         frame_skip: Distance between two of them.
         kind: What a history is, as in `VQDiffusionConfig.history`.
+        content_len: Tokens of a frame; only for kind "clock".
 
     Returns:
-        (T, F) int64 frame numbers, oldest first: t - F frame_skip, ..., t - frame_skip; of kind "first" (T, 1), all 0.
+        (T, F) int64 frame numbers, oldest first: t - F frame_skip, ..., t - frame_skip; of other kinds
+        `models.video_windows.first_frame_history`.
     """
-    if kind == "first":
-        return np.zeros((num_frames, 1), np.int64)
+    if kind != "recent":
+        return first_frame_history(np.arange(num_frames), kind, content_len)
     offsets = frame_skip * np.arange(-num_history_frames, 0)
     return np.maximum(np.arange(num_frames)[:, None] + offsets, 0)
 

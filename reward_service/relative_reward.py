@@ -18,6 +18,7 @@ from models.relative_video.masks import spread_steps
 from models.relative_video.network import NETWORK_FOLDER, CodeReward, load_reward_network
 from models.relative_video.predictions import Look, PairPredictions
 from models.relative_video.ratios import embedding_contrast, masked_log_ratio
+from models.video_windows import placed, with_clock
 from reward_service.config import FrameRewardConfig
 from reward_service.contract import register
 from reward_service.histories import likelihood_history
@@ -174,13 +175,14 @@ class RelativeReward(StandardisedReward):
     def _raw(self, frames: Sequence[np.ndarray], seeds: Sequence[int]) -> list[np.ndarray]:
         lengths = [len(video) for video in frames]
         tokens = self.encode(self.codec, frames)
+        table = with_clock(tokens)
         histories = self._histories(lengths)
         uniform = self._uniform(lengths, seeds)
         size = self.batch_rows(self.device)
         rewards = []
         for start in range(0, len(tokens), size):
             rows = slice(start, min(start + size, len(tokens)))
-            history = rearrange(tokens[histories[rows]], "row frame token -> row (frame token)")
+            history = rearrange(table[histories[rows]], "row frame token -> row (frame token)")
             looks = self._looks(tokens[rows], None if uniform is None else uniform[rows])
             rewards.append(self._score_chunk(history, tokens[rows], looks))
         return np.split(torch.cat(rewards).cpu().numpy(), np.cumsum(lengths)[:-1])
@@ -188,8 +190,9 @@ class RelativeReward(StandardisedReward):
     def _histories(self, lengths: Sequence[int]) -> Tensor:
         """Rows of the token table that each row is conditioned on: (sum T_i, F) int64."""
         model = self.model_config
+        settings = (model.num_history_frames, model.frame_skip, model.history, model.content_len)
         rows = [
-            start + likelihood_history(length, model.num_history_frames, model.frame_skip, model.history)
+            placed(likelihood_history(length, *settings), start)
             for start, length in zip(np.cumsum([0, *lengths[:-1]]), lengths)
         ]
         return torch.from_numpy(np.concatenate(rows)).to(self.device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 CONDITION_POSITIONS = ("none", "learned")
 MLP_TYPES = ("conv", "linear")
-HISTORIES = ("recent", "first")
+HISTORIES = ("recent", "first", "clock")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class VQDiffusionConfig:
         history: "recent": the frames before the predicted one, as in the paper. "first": the first frame of the episode
             only, whatever lies between (`num_history_frames` is 1, `frame_skip` means nothing); then the model knows where
             things lie, but not where the arm has just been, and has to tell where an expert would be in such a scene.
+            "clock": the first frame, and a second one of tokens that tell how many frames ago that was
+            (`models.video_windows.clock_rows`; `num_history_frames` is 2): where an expert would be by now.
         num_diffusion_steps: Length of the forward process, > 1.
         num_layers: Transformer blocks, > 0.
         width: Width of the transformer, a multiple of `num_heads`.
@@ -80,9 +82,15 @@ class VQDiffusionConfig:
             raise ValueError(f"video model mlp_type={self.mlp_type!r}: expected one of {MLP_TYPES}")
         if self.history not in HISTORIES:
             raise ValueError(f"video model history={self.history!r}: expected one of {HISTORIES}")
-        if self.history == "first" and self.num_history_frames != 1:
+        frames = {"first": 1, "clock": 2}.get(self.history, self.num_history_frames)
+        if self.num_history_frames != frames:
             raise ValueError(
-                f"video model history='first' is one frame, got num_history_frames={self.num_history_frames}: set it to 1"
+                f"video model history={self.history!r} has {frames} frames, got num_history_frames="
+                f"{self.num_history_frames}: set it to {frames}"
+            )
+        if self.history == "clock" and self.condition_position != "learned":
+            raise ValueError(
+                "video model history='clock' needs condition_position='learned': without places the clock cannot be read"
             )
         if self.condition_position not in CONDITION_POSITIONS:
             raise ValueError(
@@ -94,6 +102,11 @@ class VQDiffusionConfig:
             raise ValueError(
                 f"video model auxiliary_loss_weight={self.auxiliary_loss_weight!r}: expected a number >= 0"
             )
+
+    @property
+    def sees_past(self) -> bool:
+        """Whether the model is conditioned on the frames just before; else on the first one of the episode."""
+        return self.history == "recent"
 
     @property
     def content_len(self) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from models.video_windows import (
     TokenWindows,
+    clock_rows,
     corrupt_tokens,
     encode_video,
     history_indices,
@@ -40,6 +41,22 @@ def test_windows_of_kind_first_pair_the_first_frame_with_every_frame():
     assert training_windows(3, 1, 5, "first").tolist() == [[0, 0], [0, 1], [0, 2]]
     assert training_windows(3, 1, 5, "first", 5)[:, 1].tolist() == [0, 1, 2, 2, 2]
     assert training_windows(3, 1, 5, "first", 2)[:, 1].tolist() == [0, 1, 2]
+
+
+def test_windows_of_kind_clock_tell_how_long_ago_the_first_frame_was():
+    assert clock_rows(3).tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert training_windows(6, 2, 5, "clock", content_len=4).tolist() == [
+        *([0, -1, 0], [0, -2, 1], [0, -3, 2]),
+        *([0, -4, 3], [0, -5, 4], [0, -5, 5]),  # the clock has four places and stands still from then on
+    ]
+    videos = [np.full((length, 4, 4, 3), 9 * length, np.uint8) for length in (2, 3)]
+    windows = TokenWindows.encode(BrightnessCodec(), videos, 2, kind="clock", hold_frames=4)
+    history, target = windows.rows(torch.arange(8))
+    clock = [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
+    assert history.tolist() == [
+        [*[9 * length] * 4, *row] for length, rows in ((2, clock), (3, clock)) for row in rows
+    ]
+    assert target[:, 0].tolist() == [18] * 4 + [27] * 4
 
 
 @pytest.mark.parametrize("bad", [{"num_frames": 0}, {"num_history_frames": 0}, {"frame_skip": 0}])

@@ -310,11 +310,17 @@ def test_bad_config_names_key_and_value(key, value):
     assert repr(value) in str(error.value)
 
 
-def test_the_first_frame_is_one_frame():
-    with pytest.raises(
-        ValueError, match="history='first' is one frame, got num_history_frames=2: set it to 1"
-    ):
-        VQDiffusionConfig(history="first", num_history_frames=2)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"history": "first"}, "history='first' has 1 frames, got num_history_frames=2: set it to 1"),
+        ({"history": "clock", "num_history_frames": 1}, "'clock' has 2 frames, got num_history_frames=1"),
+        ({"history": "clock"}, "needs condition_position='learned': without places the clock"),
+    ],
+)
+def test_a_history_has_its_number_of_frames(values, message):
+    with pytest.raises(ValueError, match=message):
+        VQDiffusionConfig(**values)
 
 
 def test_tables_made_under_autocast_are_not_used_outside_it():

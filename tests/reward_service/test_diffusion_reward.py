@@ -208,7 +208,7 @@ def test_options_that_the_model_cannot_do_are_refused(folder, tmp_path):
         DiffusionReward.from_checkpoint(ordered, CONFIGS[2])
     first = write_tiny_folder(tmp_path / "first", history="first", num_history_frames=1)
     with pytest.raises(
-        ValueError, match="every frame of an episode would have the same entropy: use reward=diff"
+        ValueError, match="the entropy would not depend on what the policy does: use reward=diff"
     ):
         DiffusionReward.from_checkpoint(first, FORWARD)
 

@@ -174,6 +174,22 @@ def test_a_pair_of_first_frames_knows_no_other_history(tmp_path):
     assert np.flatnonzero(np.abs(before - after) > 1e-4).tolist() == [2]
 
 
+def test_a_pair_with_a_clock_knows_the_first_frame_and_the_time(tmp_path):
+    clock = {"history": "clock", "num_history_frames": 2, "condition_position": "learned"}
+    reward = RelativeReward.from_checkpoint(write_pair(tmp_path / "model", **clock), ALL)
+    video = random_video(0, 6)
+    changed = video.copy()
+    changed[2] = 255 - changed[2]
+    before, after, alone = reward.raw([video, changed, video], [0, 0, 0])
+    assert np.flatnonzero(np.abs(before - after) > 1e-4).tolist() == [2]
+    np.testing.assert_allclose(before, alone, atol=1e-5)
+    # The same frame is another reward at another time, until the clock has filled all places.
+    still = reward.raw([np.repeat(video[:1], 80, axis=0)], [0])[0]
+    places = reward.model_config.content_len
+    assert np.abs(np.diff(still))[:places].min() > 1e-7
+    np.testing.assert_allclose(still[places:], still[places], atol=1e-5)
+
+
 def test_the_scale_puts_experts_at_one_and_others_at_minus_one(tmp_path):
     folder = write_pair(tmp_path / "model")
     reward = RelativeReward.from_checkpoint(folder, replace(ALL, clip_low=None, clip_high=None))
