@@ -218,7 +218,8 @@ class RelativeReward(StandardisedReward):
 
     def _score_chunk(self, history: Tensor, tokens: Tensor, looks: Sequence[Look]) -> Tensor:
         """Raw rewards of some rows, (B,) float32: the mean over the looks."""
-        histories, config = self.predictions.histories(history), self.config
+        config = self.config
+        histories = self.predictions.histories(history, shared=config.masks == "all")
         rewards = []
         for look in looks:
             if config.form == "r1":

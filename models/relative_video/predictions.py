@@ -28,10 +28,17 @@ class Look(NamedTuple):
 
 
 class Histories(NamedTuple):
-    """What the two models see of the history of some frames."""
+    """What the two models see of the history of some frames.
+
+    Attributes:
+        expert: Of the expert model.
+        base: Of the base model.
+        rows: (B,) int64, which of those histories each frame has; None if each frame has its own.
+    """
 
     expert: History
     base: History
+    rows: Tensor | None = None
 
 
 class PairPredictions:
@@ -50,9 +57,18 @@ class PairPredictions:
         self.codes = standard_codes(pair.codec.codebook.embedding.weight.detach())
         self._mask_probabilities: list[float] = pair.expert.schedule.mask.tolist()
 
-    def histories(self, tokens: Tensor) -> Histories:
-        """Looks up what both models see. Args: tokens (B, F*L) int64, oldest frame first."""
-        return Histories(self.expert.history(tokens), self.base.history(tokens))
+    def histories(self, tokens: Tensor, shared: bool = False) -> Histories:
+        """Looks up what both models see.
+
+        Args:
+            tokens: (B, F*L) int64, oldest frame first.
+            shared: Whether equal neighbours are looked up once, for `full_look` only: there a prediction depends on the
+                history alone, so that a model of the first frame runs once for all frames of a video.
+        """
+        rows = None
+        if shared:
+            tokens, rows = torch.unique_consecutive(tokens, dim=0, return_inverse=True)
+        return Histories(self.expert.history(tokens), self.base.history(tokens), rows)
 
     def look(self, tokens: Tensor, step: int, uniform: Tensor) -> Look:
         """Masks tokens as a diffusion step does.
@@ -72,10 +88,9 @@ class PairPredictions:
 
     def log_probabilities(self, look: Look, histories: Histories) -> tuple[Tensor, Tensor]:
         """Of the clean tokens, (B, L, K) each: expert, base."""
-        return (
-            self.expert.log_probabilities(look.state, look.step, histories.expert),
-            self.base.log_probabilities(look.state, look.step, histories.base),
-        )
+        expert = self.expert.log_probabilities(look.state, look.step, histories.expert)
+        base = self.base.log_probabilities(look.state, look.step, histories.base)
+        return (expert, base) if histories.rows is None else (expert[histories.rows], base[histories.rows])
 
     def expected(self, look: Look, histories: Histories) -> tuple[Tensor, Tensor]:
         """Expected code vectors, (B, L, D) each: expert, base."""

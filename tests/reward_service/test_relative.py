@@ -174,6 +174,19 @@ def test_a_pair_of_first_frames_knows_no_other_history(tmp_path):
     assert np.flatnonzero(np.abs(before - after) > 1e-4).tolist() == [2]
 
 
+def test_frames_that_share_their_history_are_predicted_by_one_look(tmp_path):
+    folder = write_pair(tmp_path / "model", history="first", num_history_frames=1)
+    reward = RelativeReward.from_checkpoint(folder, ALL)
+    videos = [random_video(0, 6), random_video(1, 4)]
+    one_by_one = RelativeReward.from_checkpoint(folder, replace(ALL, batch_rows=1))
+    for row, alone in zip(reward.raw(videos, [0, 0]), one_by_one.raw(videos, [0, 0])):
+        np.testing.assert_allclose(row, alone, atol=1e-5)
+    first = torch.tensor([[3] * 16] * 6 + [[5] * 16] * 4)
+    seen = reward.predictions.histories(first, shared=True)
+    assert seen.expert.batch_size == seen.base.batch_size == 2
+    assert seen.rows.tolist() == [0] * 6 + [1] * 4
+
+
 def test_a_pair_with_a_clock_knows_the_first_frame_and_the_time(tmp_path):
     clock = {"history": "clock", "num_history_frames": 2, "condition_position": "learned"}
     reward = RelativeReward.from_checkpoint(write_pair(tmp_path / "model", **clock), ALL)
