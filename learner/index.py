@@ -22,6 +22,7 @@ class EpisodeIndex:
         start_rows: Row of frame 0 of each episode, not yet taken modulo the ring or already, as stored.
         steps: Number of agent steps of each episode.
         evicted: Number of episodes evicted before.
+        succeeded: Whether each episode was a success; nothing: none was.
     """
 
     def __init__(
@@ -30,10 +31,13 @@ class EpisodeIndex:
         start_rows: Sequence[int] | np.ndarray = (),
         steps: Sequence[int] | np.ndarray = (),
         evicted: int = 0,
+        succeeded: Sequence[bool] | np.ndarray = (),
     ) -> None:
         self.n_step, self.evicted = n_step, evicted
         self._start_rows = np.array(start_rows, dtype=np.int64)
         self._steps = np.array(steps, dtype=np.int64)
+        self._succeeded = np.zeros(len(self._steps), dtype=np.bool_)
+        self._succeeded[: len(succeeded)] = succeeded
         self._ends = np.cumsum(count_starts(self._steps, n_step))  # start rows up to and with this episode
         self._first, self._end = 0, len(self._steps)
         self._starts_dropped = 0
@@ -54,17 +58,23 @@ class EpisodeIndex:
         return self._steps[self._first : self._end]
 
     @property
+    def succeeded(self) -> np.ndarray:
+        """(E,) bool, whether each live episode was a success."""
+        return self._succeeded[self._first : self._end]
+
+    @property
     def size_starts(self) -> int:
         """Number of different n-step transitions that can be drawn."""
         return int(self._ends[self._end - 1]) - self._starts_dropped if len(self) else 0
 
-    def append(self, start_row: int, steps: int) -> None:
+    def append(self, start_row: int, steps: int, succeeded: bool = False) -> None:
         """Adds the newest episode."""
         if self._end == len(self._steps):
             self._move()
         before = int(self._ends[self._end - 1]) if len(self) else self._starts_dropped
         self._start_rows[self._end] = start_row
         self._steps[self._end] = steps
+        self._succeeded[self._end] = succeeded
         self._ends[self._end] = before + int(count_starts(steps, self.n_step))
         self._end += 1
         self.size_transitions += steps
@@ -72,9 +82,10 @@ class EpisodeIndex:
     def _move(self) -> None:
         """Moves the live episodes to the front of arrays with as much room again."""
         live, count = slice(self._first, self._end), len(self)
-        for name in ("_start_rows", "_steps", "_ends"):
-            moved = np.zeros(max(_LEAST_CAPACITY, 2 * count), dtype=np.int64)
-            moved[:count] = getattr(self, name)[live]
+        for name in ("_start_rows", "_steps", "_ends", "_succeeded"):
+            values = getattr(self, name)
+            moved = np.zeros(max(_LEAST_CAPACITY, 2 * count), dtype=values.dtype)
+            moved[:count] = values[live]
             setattr(self, name, moved)
         self._first, self._end = 0, count
 
@@ -87,19 +98,42 @@ class EpisodeIndex:
         self._first += count
         self.evicted += count
 
-    def draw(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        """Draws start rows, uniformly over all of them and with replacement; there must be at least one.
+    def draw(
+        self, batch_size: int, rng: np.random.Generator, success_share: float = 0.0
+    ) -> tuple[np.ndarray, int]:
+        """Draws start rows with replacement; there must be at least one.
 
         Args:
             batch_size: Number B of rows.
             rng: Source of the draw.
+            success_share: Probability with which a row is drawn from the successful episodes alone, once there are any;
+                otherwise it is drawn from all.
 
         Returns:
             (B,) int64 start rows, not taken modulo the ring, and the number of the oldest episode among them.
         """
         ends = self._ends[self._first : self._end]
         start = self._starts_dropped + rng.integers(self.size_starts, size=batch_size)
+        if success_share > 0:
+            start = self._move_to_successes(start, ends, rng, success_share)
         episode = np.searchsorted(ends, start, side="right")
         starts = count_starts(self.steps[episode], self.n_step)
         rows = self.start_rows[episode] + start - (ends[episode] - starts)
         return rows, self.evicted + int(episode.min())
+
+    def _move_to_successes(
+        self, start: np.ndarray, ends: np.ndarray, rng: np.random.Generator, share: float
+    ) -> np.ndarray:
+        """Puts a share of drawn starts onto starts of successful episodes, uniformly over all of theirs."""
+        counts = count_starts(self.steps, self.n_step)
+        good = np.flatnonzero(self.succeeded & (counts > 0))
+        if not len(good):
+            return start
+        moved = np.flatnonzero(rng.random(len(start)) < share)
+        good_ends = np.cumsum(counts[good])
+        place = rng.integers(good_ends[-1], size=len(moved))
+        which = np.searchsorted(good_ends, place, side="right")
+        start = start.copy()
+        # Counted from the end of the episode, in both numberings.
+        start[moved] = ends[good[which]] - (good_ends[which] - place)
+        return start

@@ -43,6 +43,7 @@ class StoreSnapshot(NamedTuple):
         evicted: Number of episodes evicted so far.
         start_rows: (E,) int64, row of frame 0 of each live episode, oldest first.
         steps: (E,) int64, their agent steps.
+        succeeded: (E,) bool, whether they were a success.
     """
 
     folder: str
@@ -53,6 +54,7 @@ class StoreSnapshot(NamedTuple):
     evicted: int
     start_rows: np.ndarray
     steps: np.ndarray
+    succeeded: np.ndarray
 
 
 def machine_id() -> str | None:
@@ -66,7 +68,7 @@ def machine_id() -> str | None:
 
 
 def take_snapshot(store: EpisodeStore) -> StoreSnapshot:
-    """Describes a store for readers, at the cost of a copy of its index (16 bytes per episode)."""
+    """Describes a store for readers, at the cost of a copy of its index (17 bytes per episode)."""
     return StoreSnapshot(
         folder=str(store.folder.absolute()),
         file=_identity(store.folder / EVICTIONS_FILE),
@@ -76,6 +78,7 @@ def take_snapshot(store: EpisodeStore) -> StoreSnapshot:
         evicted=store.index.evicted,
         start_rows=store.index.start_rows.copy(),
         steps=store.index.steps.copy(),
+        succeeded=store.index.succeeded.copy(),
     )
 
 
@@ -121,8 +124,9 @@ class LocalStore:
 
     def update(self, snapshot: StoreSnapshot) -> None:
         """Takes over a newer index of the same store; safe while other threads sample."""
-        index = EpisodeIndex(self._config.n_step, snapshot.start_rows, snapshot.steps, snapshot.evicted)
-        self._index = index
+        self._index = EpisodeIndex(
+            self._config.n_step, snapshot.start_rows, snapshot.steps, snapshot.evicted, snapshot.succeeded
+        )
 
     def sample(self, batch_size: int, seed: int) -> Batch | None:
         """What `ReplayShard.sample` draws from the episodes of the snapshot, bit for bit.
@@ -133,7 +137,7 @@ class LocalStore:
         index = self._index
         if index.size_starts == 0:
             return None
-        rows, oldest = index.draw(batch_size, np.random.default_rng(seed))
+        rows, oldest = index.draw(batch_size, np.random.default_rng(seed), self._config.success_share)
         batch = read_transitions(self._data, rows, self._config, self._read_ahead)
         return batch if self._evictions.value <= oldest else None
 

@@ -42,6 +42,8 @@ class ReplayConfig:
         preallocate: Reserve all disk space at the start, so that a full disk shows then.
         sync: Wait for the disk itself before acknowledging. Without it an acknowledged episode
             survives the death of any process, but not a power cut.
+        success_share: Share of a batch, in [0, 1), that is drawn from episodes with a success alone, once there are any, so that
+            a rare success is learned from more than once in a hundred batches. 0, as in DrQ-v2: uniform draws.
     """
 
     capacity_transitions: int = 1_000_000
@@ -52,6 +54,7 @@ class ReplayConfig:
     episode_steps: int = 100
     preallocate: bool = False
     sync: bool = False
+    success_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("capacity_transitions", "n_step", "episode_steps"):
@@ -61,6 +64,10 @@ class ReplayConfig:
                 )
         if not 0 < self.discount <= 1:
             raise ValueError(f"replay.discount={self.discount!r} is not allowed: expected a number in (0, 1]")
+        if not 0 <= self.success_share < 1:
+            raise ValueError(
+                f"replay.success_share={self.success_share!r} is not allowed: expected a number in [0, 1)"
+            )
         for name in ("env_weight", "learned_weight"):
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(
@@ -150,8 +157,13 @@ class EpisodeStore:
             [episode.start_row for episode in self._live],
             [episode.steps for episode in self._live],
             evicted=len(self._journal.ids) - len(self._live),
+            succeeded=[self._succeeded(episode) for episode in self._live],
         )
         self._evictions.publish(self.index.evicted)
+
+    def _succeeded(self, episode: StoredEpisode) -> bool:
+        rows = (episode.start_row + np.arange(episode.steps)) % self.config.rows
+        return bool(self._files["successes"].data[rows].any())
 
     @property
     def size_starts(self) -> int:
@@ -227,7 +239,7 @@ class EpisodeStore:
         stored = StoredEpisode(episode.episode_id, episode.task, start_row, len(episode))
         self._journal.commit(stored)
         self._live.append(stored)
-        self.index.append(start_row, len(episode))
+        self.index.append(start_row, len(episode), bool(episode.successes.any()))
         return True
 
     def _check_episode(self, episode: Episode) -> None:
@@ -271,7 +283,7 @@ class EpisodeStore:
         self._evictions.publish(self.index.evicted)
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
-        """Draws n-step transitions, uniformly over all start rows and with replacement.
+        """Draws n-step transitions with replacement, uniformly over all start rows but for `success_share`.
 
         (The official sampler draws an episode first and a start second; for episodes of one length,
         as here, that is the same distribution.)
@@ -288,7 +300,7 @@ class EpisodeStore:
                 f"replay store {self.folder} has no episode of at least n_step={self.config.n_step} steps yet; "
                 "insert episodes before sampling"
             )
-        rows, _ = self.index.draw(batch_size, rng)
+        rows, _ = self.index.draw(batch_size, rng, self.config.success_share)
         return self.transitions(rows)
 
     def episodes(self, first: int, most_steps: int) -> list[Episode]:

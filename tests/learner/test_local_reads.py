@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,17 @@ def test_a_reader_draws_what_the_shard_draws(shard):
             if shard.stats()["size_starts"]:
                 assert_same(reader.sample(64, seed), shard.sample(64, seed))
     assert shard.stats()["total_inserted_episodes"] > shard.stats()["size_episodes"] + 5
+
+
+def test_a_reader_draws_as_many_successes_as_the_shard(tmp_path):
+    shard = ReplayShard(tmp_path, replace(CONFIG, success_share=0.5), 4, 2)
+    for number in range(9):
+        success = np.full(5, number == 6)
+        shard.insert(f"b{number}", [replace(make_episode(number, 5), successes=success)])
+    batch = local(shard).sample(400, seed=1)
+    assert_same(batch, shard.sample(400, seed=1))
+    assert np.mean(batch.obs[:, 0, 0, 0] // 10 == 6) > 0.5
+    shard.close()
 
 
 def test_a_reader_keeps_to_its_snapshot_until_it_is_given_a_newer_one(shard):
@@ -204,8 +216,10 @@ def snapshot_of_a_running_writer(folder: Path, config: ReplayConfig) -> local_re
             evicted += len(entry["ids"])
     start_rows, steps = (np.array(column, dtype=np.int64) for column in zip(*live.values()))
     path = folder / "evictions.bin"
+    file = (path.stat().st_dev, path.stat().st_ino)
+    succeeded = np.zeros(len(steps), bool)
     return local_reads.StoreSnapshot(
-        str(folder), (path.stat().st_dev, path.stat().st_ino), config, 64, 2, evicted, start_rows, steps
+        str(folder), file, config, 64, 2, evicted, start_rows, steps, succeeded
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,46 @@ def test_restart_gives_the_same_samples(tmp_path):
     for old, new in zip(before, store.sample(20, np.random.default_rng(3)), strict=True):
         np.testing.assert_array_equal(old, new)
     store.close()
+
+
+def success_episode(number: int, steps: int):
+    return replace(make_episode(number, steps), successes=np.arange(steps) == steps - 1)
+
+
+def test_a_share_of_a_batch_comes_from_episodes_with_a_success(tmp_path):
+    """Of 10 episodes of 5 steps, numbers 3 and 8 are successes: uniform draws would give them a fifth."""
+    config = replace(CONFIG, capacity_transitions=50, success_share=0.5)
+    store = open_store(tmp_path, config)
+    for number in range(8):
+        store.insert((success_episode if number == 3 else make_episode)(number, 5))
+    drawn = store.sample(4000, np.random.default_rng(0)).obs[:, 0, 0, 0]
+    assert np.mean(drawn // 10 == 3) == pytest.approx(0.5 + 0.5 / 8, abs=0.03)
+    assert set(drawn) == {10 * number + k for number in range(8) for k in range(5)}
+    store.close()
+    store = open_store(tmp_path, config)  # which were successes is read from the files again
+    for number in (8, 9):
+        store.insert((success_episode if number == 8 else make_episode)(number, 5))
+    drawn = store.sample(4000, np.random.default_rng(0)).obs[:, 0, 0, 0] // 10
+    for number in (3, 8):
+        assert np.mean(drawn == number) == pytest.approx(0.5 / 2 + 0.5 / 10, abs=0.03)
+    for number in range(10, 14):  # evicts 0 to 3
+        store.insert(make_episode(number, 5))
+    drawn = store.sample(4000, np.random.default_rng(0)).obs[:, 0, 0, 0] // 10
+    assert np.mean(drawn == 8) == pytest.approx(0.5 + 0.5 / 10, abs=0.03) and drawn.min() == 4
+    store.close()
+
+
+def test_without_a_success_a_share_changes_nothing(tmp_path):
+    batches = []
+    for share in (0.0, 0.9):
+        store = open_store(tmp_path / str(share), replace(CONFIG, success_share=share))
+        store.insert(make_episode(1, 5))
+        batches.append(store.sample(20, np.random.default_rng(3)))
+        store.close()
+    for plain, shared in zip(*batches, strict=True):
+        np.testing.assert_array_equal(plain, shared)
+    with pytest.raises(ValueError, match=r"replay.success_share=1.0 is not allowed"):
+        replace(CONFIG, success_share=1.0)
 
 
 def test_other_shape_or_capacity_is_refused_by_name(tmp_path):
