@@ -218,9 +218,7 @@ def snapshot_of_a_running_writer(folder: Path, config: ReplayConfig) -> local_re
     path = folder / "evictions.bin"
     file = (path.stat().st_dev, path.stat().st_ino)
     succeeded = np.zeros(len(steps), bool)
-    return local_reads.StoreSnapshot(
-        str(folder), file, config, 64, 2, evicted, start_rows, steps, succeeded
-    )
+    return local_reads.StoreSnapshot(str(folder), file, config, 64, 2, evicted, start_rows, steps, succeeded)
 
 
 def is_whole(batch: Batch) -> bool:

@@ -26,7 +26,12 @@ def test_leaking_rows_without_history_see_copies_of_their_own_frame():
 def test_frame_skip_spaces_the_history():
     assert entropy_history(6, 2, 3).tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 4], [2, 5]]
     assert likelihood_history(4, 1, 3, "first").tolist() == [[0], [0], [0], [0]]
-    assert likelihood_history(4, 2, 3, "clock", content_len=2).tolist() == [[0, -1], [0, -2], [0, -3], [0, -3]]
+    assert likelihood_history(4, 2, 3, "clock", content_len=2).tolist() == [
+        [0, -1],
+        [0, -2],
+        [0, -3],
+        [0, -3],
+    ]
     assert likelihood_history(6, 2, 2).tolist() == [[0, 0], [0, 0], [0, 0], [0, 1], [0, 2], [1, 3]]
     assert leaking_history(6, 2, 2)[3:].tolist() == [[3, 3, 3], [0, 2, 4], [1, 3, 5]]
 
