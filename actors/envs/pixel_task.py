@@ -18,8 +18,8 @@ class PixelTaskEnv(gymnasium.Env):
 
     One agent step holds the action for `action_repeat` simulator steps and draws one frame at the end. The sparse
     reward is the number of these simulator steps that were a success. The task never terminates: after `episode_steps`
-    agent steps it is truncated, and the discount stays 1. The scene depends on the seed of the reset alone, never on
-    earlier episodes.
+    agent steps it is truncated, and the discount stays 1; with `success_is_final` it stands still once it is solved.
+    The scene depends on the seed of the reset alone, never on earlier episodes.
 
     `info` of a step: `success` (bool, any repeat), `success_count` (int), `dense_reward` (float, the simulator's
     shaped reward summed over the repeats), `discount` (float, always 1), `seed` (int, of the episode).
@@ -45,6 +45,7 @@ class PixelTaskEnv(gymnasium.Env):
         self._episode_seed = -1
         self._steps_left = 0
         self._state = np.zeros(0)
+        self._is_final, self._dense_reward = False, 0.0
         shape = (config.render.height_px, config.render.width_px, 3)
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (config.action_dim,), np.float32)
@@ -86,6 +87,7 @@ class PixelTaskEnv(gymnasium.Env):
         self._episode_seed = int(self._seeds.integers(2**48) if seed is None else seed)
         self._state = self._start_scene(self._episode_seed)
         self._steps_left = self.config.episode_steps
+        self._is_final = False
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Takes one agent step.
@@ -111,9 +113,8 @@ class PixelTaskEnv(gymnasium.Env):
         action = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
         success_count, dense_reward = 0, 0.0
         for _ in range(self.config.action_repeat):
-            self._state, reward, _, _, info = self._sim.step(action)
-            success_count += int(info["success"])
-            dense_reward += float(reward)
+            success_count += self._simulate(action)
+            dense_reward += self._dense_reward
         self._steps_left -= 1
         return (
             float(success_count),
@@ -126,6 +127,15 @@ class PixelTaskEnv(gymnasium.Env):
                 "seed": self._episode_seed,
             },
         )
+
+    def _simulate(self, action: np.ndarray) -> bool:
+        """One simulator step, none if the task stays as it was solved; whether it is a success."""
+        if self._is_final:
+            return True
+        self._state, reward, _, _, info = self._sim.step(action)
+        self._dense_reward = float(reward)
+        self._is_final = self.config.success_is_final and bool(info["success"])
+        return bool(info["success"])
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Draws the current state: (H, W, 3) uint8, upright."""

@@ -122,12 +122,16 @@ class EnvConfig:
         action_repeat: Simulator frames per agent step, 1 or more (paper: MetaWorld 3, Adroit 2).
         episode_steps: Agent steps until the time limit, 1 or more (paper: 100).
         render: How frames are drawn; must equal the setting of the reward model's videos.
+        success_is_final: Whether the simulator stands still from the first success on, every later frame of it a success, as
+            in an expert video that is cut there. Otherwise a success lasts as long as the arm holds it, a few frames on
+            some tasks (False in the paper).
     """
 
     task: str
     action_repeat: int = 3
     episode_steps: int = 100
     render: RenderSettings = field(default_factory=RenderSettings)
+    success_is_final: bool = False
 
     def __post_init__(self) -> None:
         domain_of(self.task)

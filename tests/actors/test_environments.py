@@ -126,6 +126,28 @@ def test_reward_is_the_number_of_repeats_that_succeed():
     assert counts >= {0.0, 3.0}
 
 
+def test_a_final_success_stays_what_it_was():
+    """lever-pull's expert goes on after its success and loses it; a task that is final stands still there."""
+    expert = ScriptedExpert("lever-pull")
+    fleeting, final = (
+        make_env(config_of("lever-pull", success_is_final=is_final)) for is_final in (False, True)
+    )
+
+    def run(env, seed):
+        env.reset_state(seed=seed)
+        steps = [(*env.advance(expert.act(env.state)), env.state) for _ in range(100)]
+        return [list(column) for column in zip(*steps)]
+
+    for seed in (0, 1):  # a second episode starts anew
+        lost = run(fleeting, seed)[0]
+        kept, truncated, infos, states = run(final, seed)
+        first = int(np.flatnonzero(lost)[0])
+        assert lost[-1] == 0.0 and lost[:first] == kept[:first] and kept[first] >= lost[first]
+        assert kept[first + 1 :] == [3.0] * (99 - first) and all(i["success"] for i in infos[first:])
+        assert truncated == [False] * 99 + [True]
+        np.testing.assert_array_equal(states[first], states[-1])
+
+
 def test_a_finished_episode_refuses_another_step(door):
     door.reset(seed=0)
     for _ in range(3):
