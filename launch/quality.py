@@ -326,6 +326,7 @@ def _train_missing(
         # The codec's sizes are part of every other model's: they all get its overrides.
         arguments += config.codec_overrides
         arguments += config.video_overrides if kind == "video" else config.base_overrides if pair else []
+        arguments += config.expert_overrides if kind == "relative" else []
         steps = config[f"{kind}_steps"]
         if steps is not None:
             section = "video" if pair else kind

@@ -91,17 +91,22 @@ def test_models_are_made_for_the_rewards_that_are_run_only(tmp_path, monkeypatch
     assert [command[0] for command in commands] == ["train"]
 
 
-def test_the_commands_that_make_models_are_taken_by_their_verbs():
-    plan = plan_of(compose("experiment", ["experiment=metaworld_laptop"]))
-    for reward in ("diffusion_likelihood", "relative"):
+@pytest.mark.parametrize("name", ["metaworld_laptop", "relative_weight", "success_share", "solved_stays"])
+def test_the_commands_that_make_models_are_taken_by_their_verbs(name):
+    plan = plan_of(compose("experiment", [f"experiment={name}"]))
+    assert "relative" in plan.prepare
+    for reward in plan.prepare:
         verb, *arguments = shlex.split(str(plan.prepare[reward]).replace("{task}", "reach"))
         quality = compose(verb, arguments)
         assert f"{quality.checkpoints}/{Path(plan.checkpoint(reward)).parent.name}/reach" == plan.checkpoint(
             reward, "reach"
         )
-        pair = list(quality.base_overrides) if reward == "relative" else []
+        is_pair = reward.startswith("relative")
+        pair = [*quality.base_overrides, *quality.expert_overrides] if is_pair else []
         model = compose("pretrain", pair)
-        assert model.video.history == ("first" if reward == "relative" else "recent")
+        assert model.video.history == ("first" if is_pair else "recent")
+        holds = name == "solved_stays"
+        assert model.video_training.hold_frames == (101 if holds else None)
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):

@@ -90,14 +90,17 @@ def test_models_are_trained_with_the_overrides_of_their_kind(tmp_path, monkeypat
 
     monkeypatch.setattr(quality, "run_step", run)
     given = [f"data={tmp_path}/data", f"checkpoints={tmp_path}/models", "task=reach", "rewards=[relative]"]
-    config = compose("quality", [*given, "codec_overrides=['codec.num_codes=64','video.num_codes=64']"])
+    given += ["codec_overrides=['codec.num_codes=64','video.num_codes=64']"]
+    config = compose("quality", [*given, "expert_overrides=['video_training.hold_frames=101']"])
     with pytest.raises(KeyboardInterrupt):
         quality.quality(config)
     wander = compose("collect", commands["wander"][1:])
     assert (wander.episodes, wander.validation_every) == (96, 8)
     assert compose("pretrain", commands["codec"][1:]).codec.num_codes == 64
-    for kind in ("base", "relative"):
-        video = compose("pretrain", commands[kind][1:]).video
+    for kind, hold_frames in (("base", None), ("relative", 101)):
+        given = compose("pretrain", commands[kind][1:])
+        video, held = given.video, given.video_training.hold_frames
+        assert held == hold_frames
         assert (video.num_codes, video.history, video.num_history_frames) == (64, "first", 1)
 
     def row(task: str, **auc: float) -> dict:
