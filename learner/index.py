@@ -124,7 +124,7 @@ class EpisodeIndex:
     def _move_to_successes(
         self, start: np.ndarray, ends: np.ndarray, rng: np.random.Generator, share: float
     ) -> np.ndarray:
-        """Puts a share of drawn starts onto starts of successful episodes, uniformly over all of theirs."""
+        """Puts a share of drawn starts, in place, onto starts of successful episodes, uniformly over all of theirs."""
         counts = count_starts(self.steps, self.n_step)
         good = np.flatnonzero(self.succeeded & (counts > 0))
         if not len(good):
@@ -133,7 +133,6 @@ class EpisodeIndex:
         good_ends = np.cumsum(counts[good])
         place = rng.integers(good_ends[-1], size=len(moved))
         which = np.searchsorted(good_ends, place, side="right")
-        start = start.copy()
         # Counted from the end of the episode, in both numberings.
         start[moved] = ends[good[which]] - (good_ends[which] - place)
         return start

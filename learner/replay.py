@@ -42,8 +42,8 @@ class ReplayConfig:
         preallocate: Reserve all disk space at the start, so that a full disk shows then.
         sync: Wait for the disk itself before acknowledging. Without it an acknowledged episode
             survives the death of any process, but not a power cut.
-        success_share: Share of a batch, in [0, 1), that is drawn from episodes with a success alone, once there are any, so that
-            a rare success is learned from more than once in a hundred batches. 0, as in DrQ-v2: uniform draws.
+        success_share: Share of a batch, in [0, 1), that is drawn from episodes with a success alone, once there are any:
+            drawn uniformly, one success among 200 episodes is half a percent of a batch. 0, as in DrQ-v2: uniform draws.
     """
 
     capacity_transitions: int = 1_000_000
@@ -239,7 +239,7 @@ class EpisodeStore:
         stored = StoredEpisode(episode.episode_id, episode.task, start_row, len(episode))
         self._journal.commit(stored)
         self._live.append(stored)
-        self.index.append(start_row, len(episode), bool(episode.successes.any()))
+        self.index.append(start_row, len(episode), episode.is_success)
         return True
 
     def _check_episode(self, episode: Episode) -> None:
