@@ -47,6 +47,9 @@ class RelativeRewardConfig(FrameRewardConfig):
         last_step: Highest of them, below the models' number of diffusion steps.
         smoothing: Of r1: e in p~ = (1 - e) p + e / K, in [0, 1).
         ratio_clip: Of r1: largest size of one token's log-ratio in nats, above 0.
+        lowest_tokens: Of r1: the mean is taken over this many of the masked tokens, those with the lowest log-ratios, at
+            least 1; None for all. What is handled has few tokens and the arm many: with all of them an arm at its goal
+            makes up for a lever that hangs (docs/results.md).
         precision: "float32", or "bfloat16" for the networks' products.
         compile: Whether torch.compile fuses the video models: minutes at the start, faster afterwards on a GPU.
     """
@@ -60,6 +63,7 @@ class RelativeRewardConfig(FrameRewardConfig):
     last_step: int = 90
     smoothing: float = 0.01
     ratio_clip: float = 5.0
+    lowest_tokens: int | None = None
     precision: str = "float32"
     compile: bool = False
 
@@ -73,6 +77,10 @@ class RelativeRewardConfig(FrameRewardConfig):
             raise ValueError(f"smoothing is {self.smoothing}, expected a number in [0, 1)")
         if not self.ratio_clip > 0.0:
             raise ValueError(f"ratio_clip is {self.ratio_clip}, expected a positive number")
+        if self.lowest_tokens is not None and self.lowest_tokens < 1:
+            raise ValueError(
+                f"lowest_tokens is {self.lowest_tokens}, expected a whole number of at least 1, or null"
+            )
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -93,6 +101,8 @@ class RelativeRewardConfig(FrameRewardConfig):
             parts[1] = f"steps{self.num_steps}-{self.first_step}-{self.last_step}"
         if self.form == "r1":
             parts += [f"smoothing{self.smoothing:g}", f"clip{self.ratio_clip:g}"]
+            if self.lowest_tokens is not None:
+                parts.append(f"lowest{self.lowest_tokens}")
         return "/".join(parts)
 
 
@@ -224,7 +234,10 @@ class RelativeReward(StandardisedReward):
         for look in looks:
             if config.form == "r1":
                 logs = self.predictions.log_probabilities(look, histories)
-                ratio = masked_log_ratio(*logs, tokens, look.masked, config.smoothing, config.ratio_clip)
+                masked = (tokens, look.masked)
+                ratio = masked_log_ratio(
+                    *logs, *masked, config.smoothing, config.ratio_clip, config.lowest_tokens
+                )
                 rewards.append(ratio)
                 continue
             expert, base = self.predictions.expected(look, histories)

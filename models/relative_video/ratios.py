@@ -19,10 +19,12 @@ def masked_log_ratio(
     masked: Tensor,
     smoothing: float = 0.01,
     clip: float = 5.0,
+    lowest: int | None = None,
 ) -> Tensor:
     """R1: mean over masked tokens of clip(log p~_expert - log p~_base, +-clip), p~ = (1 - e) p + e / K.
 
-    Smoothing and clipping keep the ratio of two tiny probabilities from deciding the reward.
+    Smoothing and clipping keep the ratio of two tiny probabilities from deciding the reward. With `lowest` only the
+    tokens count that speak most against the expert: an arm of many tokens does not outvote a handle of three.
 
     Args:
         log_expert: (B, L, K) log-probabilities of the clean tokens under the expert model.
@@ -31,13 +33,20 @@ def masked_log_ratio(
         masked: (B, L) or (1, L) bool, tokens that both models had to predict; at least one in each row.
         smoothing: e, in [0, 1].
         clip: Largest size of one token's log-ratio in nats, > 0.
+        lowest: How many of a row's masked tokens, those with the lowest ratios, the mean is taken over, at least 1 (all of
+            them where there are fewer); None for all.
 
     Returns:
         (B,) float32, nats per token: positive where the expert model expected the frame more.
     """
     ratio = _smooth_log(log_expert, tokens, smoothing) - _smooth_log(log_base, tokens, smoothing)
-    kept = ratio.clamp(-clip, clip) * masked
-    return kept.sum(1) / masked.sum(1)
+    kept = ratio.clamp(-clip, clip)
+    if lowest is None:
+        return (kept * masked).sum(1) / masked.sum(1)
+    others = torch.full_like(kept, torch.inf)
+    found = torch.where(masked, kept, others).topk(min(lowest, kept.shape[1]), dim=1, largest=False).values
+    counted = found.isfinite()
+    return torch.where(counted, found, 0.0).sum(1) / counted.sum(1)
 
 
 def embedding_contrast(expert: Tensor, base: Tensor, observed: Tensor, masked: Tensor) -> Tensor:

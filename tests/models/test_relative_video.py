@@ -65,6 +65,19 @@ def test_log_ratio_of_a_frame_by_hand():
     )
 
 
+@pytest.mark.parametrize(
+    ("lowest", "expected"), [(1, -np.log(4)), (2, -np.log(4) / 2), (3, -np.log(3) / 3), (9, -np.log(3) / 3)]
+)
+def test_the_lowest_tokens_are_those_that_speak_against_the_expert(lowest, expected):
+    expert = logs([0.8, 0.2], [0.5, 0.5], [0.2, 0.8], [0.1, 0.9])
+    base = logs([0.6, 0.4], [0.5, 0.5], [0.8, 0.2], [0.9, 0.1])
+    seen = torch.tensor(
+        [[True, True, True, False]]
+    )  # the last one, against the expert most of all, was shown
+    found = masked_log_ratio(expert, base, torch.zeros(1, 4, dtype=torch.int64), seen, 0.0, lowest=lowest)
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+
+
 def test_contrast_of_expected_codes_by_hand():
     codes = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
     expert = expected_codes(logs([0.5, 0.5, 0.0], [0.0, 0.0, 1.0]), codes)

@@ -101,6 +101,16 @@ def test_swapped_models_give_exactly_the_opposite(pair, tmp_path, config):
         np.testing.assert_array_equal(a, -b)
 
 
+def test_the_lowest_tokens_reward_less_than_all_of_them(pair, tmp_path):
+    def raw(lowest):
+        config = replace(ALL, lowest_tokens=lowest)
+        return RelativeReward(pair, config, tmp_path).raw([random_video(0, 5)], [0])[0]
+
+    one, two, every = raw(1), raw(2), raw(10_000)
+    assert (one < two).all() and (two < every).all()
+    np.testing.assert_allclose(every, raw(None), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("config", [*CONFIGS, *LEARNED], ids=RelativeRewardConfig.signature)
 def test_a_reward_depends_on_its_seed_but_not_on_the_batch_it_is_in(folder_of, config):
     folder = folder_of(config)
@@ -242,7 +252,7 @@ def test_statistics_belong_to_these_very_models(tmp_path):
 def test_signatures_and_siblings():
     assert len({config.signature() for config in CONFIGS}) == 4
     assert replace(ALL, batch_rows=1, clip_low=-1.0, num_steps=8).signature() == ALL.signature()
-    for change in ({"smoothing": 0.1}, {"ratio_clip": 3.0}):
+    for change in ({"smoothing": 0.1}, {"ratio_clip": 3.0}, {"lowest_tokens": 8}):
         assert replace(ALL, **change).signature() != ALL.signature()
     assert [c.form for c in ALL.cheap_siblings()] == ["r1", "r2"]
     assert [c.form for c in LEARNED[1].cheap_siblings()] == ["r3", "r1", "r2"]
@@ -270,6 +280,7 @@ def test_what_the_models_do_not_know_is_refused(tmp_path, folder):
         ({"masks": "none"}, "masks is 'none'"),
         ({"smoothing": 1.0}, r"smoothing is 1.0, expected a number in \[0, 1\)"),
         ({"ratio_clip": 0.0}, "ratio_clip is 0.0"),
+        ({"lowest_tokens": 0}, "lowest_tokens is 0"),
         ({"num_steps": 0}, "0 diffusion steps"),
         ({"mask": "all"}, "did you mean 'masks'"),
     ):
