@@ -40,6 +40,8 @@ class DrQV2Config:
         num_expl_steps: Agent steps at the start whose actions are uniform, at least 0.
         noise_correlation: Correlation of the exploration noise from one agent step to the next, in [0, 1); 0 in the paper.
             What updates add to actions is never correlated.
+        acting_ema_decay: Decay per update, in [0, 1), of the moving average of the weights with which the policy acts and is
+            evaluated; updates go on from the last weights. 0, the last weights alone, in the paper.
         shift_pad_px: Largest shift of the augmentation in pixels, at least 0.
         dormant_threshold: A neuron counts as dormant if its mean absolute output is below this
             fraction of its layer's mean; at least 0.
@@ -64,6 +66,7 @@ class DrQV2Config:
     stddev_clip: float = 0.3
     num_expl_steps: int = 2000
     noise_correlation: float = 0.0
+    acting_ema_decay: float = 0.0
     shift_pad_px: int = 4
     dormant_threshold: float = 0.025
     value_scale: float = 1.0
@@ -80,7 +83,8 @@ class DrQV2Config:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
         for name in ("lr", "stddev_clip", "value_scale"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        _require(0 <= self.noise_correlation < 1, "noise_correlation", self.noise_correlation, "in [0, 1)")
+        for name in ("noise_correlation", "acting_ema_decay"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         _require(0 < self.critic_target_tau <= 1, "critic_target_tau", self.critic_target_tau, "in (0, 1]")
         strides_ok = len(self.encoder_strides) > 0 and min(self.encoder_strides) >= 1
         _require(strides_ok, "encoder_strides", self.encoder_strides, "one whole number >= 1 a convolution")
@@ -149,6 +153,7 @@ class DrQV2Agent:
         self._critic_parameters: list[torch.Tensor] = list(self.critic.parameters())
         self._target_parameters: list[torch.Tensor] = list(self.critic_target.parameters())
         self._actor_parameters: list[torch.Tensor] = list(self.actor.parameters())
+        self._acting_average = self._acting_weights() if config.acting_ema_decay > 0 else {}
         self.encoder_opt = self._make_optimiser(self._encoder_parameters)
         self.critic_opt = self._make_optimiser(self._critic_parameters)
         self.actor_opt = self._make_optimiser(self._actor_parameters)
@@ -250,7 +255,9 @@ class DrQV2Agent:
         self.encoder_opt.zero_grad(set_to_none=True)
         features.backward(obs.grad)
         self.encoder_opt.step()
-        return metrics | rest.result()
+        metrics |= rest.result()
+        self._average_acting_weights()
+        return metrics
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, repr_dim) float32. Only the encoder is worth bfloat16, and only it bears it: a value of 50 would be rounded
@@ -335,6 +342,22 @@ class DrQV2Agent:
         """Moving average of the critic's weights (arXiv 2107.09645, section 3.1)."""
         torch._foreach_lerp_(self._target_parameters, self._critic_parameters, self.config.critic_target_tau)
 
+    def _acting_weights(self) -> dict[str, torch.Tensor]:
+        """Copies of the last weights of encoder and actor by the names that `learner.policy.Policy.load` expects."""
+        networks = (("encoder", self.encoder), ("actor", self.actor))
+        return {
+            f"{prefix}.{name}": value.detach().clone()
+            for prefix, network in networks
+            for name, value in network.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def _average_acting_weights(self) -> None:
+        """Moving average over updates, into tensors that stay where they are, so that it can be captured."""
+        if self._acting_average:
+            last = [*self._encoder_parameters, *self._actor_parameters]
+            torch._foreach_lerp_(list(self._acting_average.values()), last, 1 - self.config.acting_ema_decay)
+
     def _draw_shifts(self, batch: TensorBatch) -> torch.Tensor:
         high = 2 * self.config.shift_pad_px + 1
         size = (len(batch.obs), 2)
@@ -348,12 +371,9 @@ class DrQV2Agent:
         return policy_config(self.config, self.resolution_px, self.action_dim)
 
     def actor_weights(self) -> dict[str, np.ndarray]:
-        """Weights of encoder and actor as float32 numpy arrays, a copy, for `Policy.load`."""
-        weights = {}
-        for prefix, network in (("encoder", self.encoder), ("actor", self.actor)):
-            for name, value in network.state_dict().items():
-                weights[f"{prefix}.{name}"] = value.detach().cpu().contiguous().numpy().copy()
-        return weights
+        """Weights of encoder and actor to act with as float32 numpy arrays, a copy, for `Policy.load`."""
+        weights = self._acting_average or self._acting_weights()
+        return {name: value.cpu().contiguous().numpy().copy() for name, value in weights.items()}
 
     def _parts(self) -> dict[str, Any]:
         names = ("encoder", "actor", "critic", "critic_target", "encoder_opt", "actor_opt", "critic_opt")
@@ -363,6 +383,8 @@ class DrQV2Agent:
         """Everything an identical continuation needs: weights, optimisers and the random state."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
         values = {"value_offset": self.value_offset.clone(), "centred": self._centred}
+        if self._acting_average:
+            values["acting_average"] = {name: value.clone() for name, value in self._acting_average.items()}
         return {**state, **values, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -372,6 +394,10 @@ class DrQV2Agent:
             if isinstance(part, torch.optim.Optimizer):
                 for group in part.param_groups:
                     group["capturable"] = self.device.type == "cuda"  # of the device that it was saved on
+        # Checkpoints without an average go on from the last weights.
+        average = state.get("acting_average") or self._acting_weights()
+        for name, value in self._acting_average.items():
+            value.copy_(average[name])
         # Checkpoints from before there was an offset have none.
         self.value_offset.copy_(state.get("value_offset", torch.zeros(())))
         self._centred = state.get("centred", True)

@@ -113,11 +113,10 @@ def load_actor_weights(folder: str | Path) -> tuple[int, dict[str, np.ndarray]]:
         FileNotFoundError: if there is no `learner.pt`.
     """
     state = torch.load(Path(folder) / FILE_NAME, map_location="cpu", weights_only=True)
-    networks = {part: state["agent"][part] for part in ("encoder", "actor")}
-    weights = {
-        f"{part}.{name}": value.numpy() for part, names in networks.items() for name, value in names.items()
-    }
-    return state["updates"], weights
+    agent = state["agent"]
+    last = {f"{part}.{name}": value for part in ("encoder", "actor") for name, value in agent[part].items()}
+    weights = agent.get("acting_average") or last
+    return state["updates"], {name: value.numpy() for name, value in weights.items()}
 
 
 class Learner:

@@ -13,7 +13,14 @@ from learner.drqv2 import DrQV2Agent, DrQV2Config
 from learner.learner_core import LearnerConfig
 from tests.learner.helpers import make_tensor_batch
 
-SMALL = DrQV2Config(batch_size=6, encoder_strides=(2, 2, 2), encoder_channels=8, hidden_dim=16, lr=1e-3)
+SMALL = DrQV2Config(
+    batch_size=6,
+    encoder_strides=(2, 2, 2),
+    encoder_channels=8,
+    hidden_dim=16,
+    lr=1e-3,
+    acting_ema_decay=0.9,
+)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -32,6 +39,12 @@ def assert_equal(first: DrQV2Agent, second: DrQV2Agent, tolerance: float = 0.0) 
         torch.testing.assert_close(value.cpu(), other.cpu(), atol=tolerance, rtol=0)
 
 
+def assert_same_policy(first: DrQV2Agent, second: DrQV2Agent) -> None:
+    acting = second.actor_weights()
+    for name, weights in first.actor_weights().items():
+        np.testing.assert_array_equal(weights, acting[name], err_msg=name)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
@@ -41,6 +54,7 @@ def test_captured_updates_equal_eager_ones():
     eager, captured = DrQV2Agent(64, 2, SMALL), DrQV2Agent(64, 2, SMALL, record=run_eagerly)
     assert run(eager, range(WARMUP_CALLS + 3)) == run(captured, range(WARMUP_CALLS + 3))
     assert_equal(eager, captured)
+    assert_same_policy(eager, captured)
 
 
 def test_a_captured_agent_takes_up_a_checkpoint_and_goes_on_alike():
@@ -53,6 +67,7 @@ def test_a_captured_agent_takes_up_a_checkpoint_and_goes_on_alike():
     resumed.load_state_dict(state)
     assert run(resumed, range(5, 10)) == rest
     assert_equal(straight, resumed)
+    assert_same_policy(straight, resumed)
 
 
 def test_captured_function_keeps_its_inputs_in_place_and_records_once():
@@ -134,4 +149,5 @@ def test_a_cuda_graph_equals_eager_updates_and_crosses_devices():
     run(on_cpu, range(8, 10))
     captured.load_state_dict(on_cpu.state_dict())
     assert_equal(on_cpu, captured)
+    assert_same_policy(on_cpu, captured)
     run(captured, range(10, 16))

@@ -176,6 +176,23 @@ def test_scaled_values_are_those_of_critics_with_larger_outputs():
     assert float(scaled["critic_q1"]) == pytest.approx(10 * float(plain["critic_q1"]), rel=1e-4)
 
 
+def test_the_policy_acts_with_a_moving_average_that_survives_a_checkpoint():
+    agent, last = small_agent(acting_ema_decay=0.75), small_agent()
+    name = "actor.trunk.0.weight"
+    expected = start = last.actor_weights()[name]
+    for step in range(2):
+        agent.update(make_tensor_batch(step), step)
+        last.update(make_tensor_batch(step), step)
+        expected = 0.75 * expected + 0.25 * last.actor_weights()[name]
+    assert np.abs(expected - start).max() > 1e-5
+    np.testing.assert_allclose(agent.actor_weights()[name], expected, atol=1e-7)
+    again = small_agent(acting_ema_decay=0.75)
+    again.load_state_dict(agent.state_dict())
+    np.testing.assert_array_equal(again.actor_weights()[name], agent.actor_weights()[name])
+    again.load_state_dict(last.state_dict())  # of a run without an average
+    np.testing.assert_array_equal(again.actor_weights()[name], last.actor_weights()[name])
+
+
 @pytest.mark.parametrize(("weight", "comes_back"), [(0.0, False), (1.0, True)])
 def test_a_saturated_actor_comes_back_only_by_its_penalty(weight, comes_back):
     agent = small_agent(saturation_weight=weight, lr=1e-2)
@@ -237,7 +254,14 @@ def test_policy_refuses_weights_of_another_network():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("lr", 0), ("critic_target_tau", 1.5), ("encoder_strides", ()), ("batch_size", 0), ("value_scale", 0)],
+    [
+        ("lr", 0),
+        ("critic_target_tau", 1.5),
+        ("encoder_strides", ()),
+        ("batch_size", 0),
+        ("value_scale", 0),
+        ("acting_ema_decay", 1),
+    ],
 )
 def test_bad_settings_are_named(key, value):
     with pytest.raises(ValueError, match=rf"agent\.{key}="):

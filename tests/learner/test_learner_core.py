@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from learner.batch import Batch, TensorBatch
 from learner.bonus import BonusConfig, RunningStd, make_bonus
 from learner.drqv2 import DrQV2Config
 from learner.learner_actor import LearnerActor
-from learner.learner_core import Learner, LearnerConfig
+from learner.learner_core import Learner, LearnerConfig, load_actor_weights
 from learner.policy import build_policy
 from learner.replay import ReplayConfig
 from learner.replay_actor import ReplayShard
@@ -53,13 +54,15 @@ def shards(tmp_path_factory):
     return LocalShards(tmp_path_factory.mktemp("shards"))
 
 
-def make_learner(shards, bonus=BONUS, prefetch_batches=3, seed=5, second_thread=False) -> Learner:
+def make_learner(
+    shards, bonus=BONUS, prefetch_batches=3, seed=5, second_thread=False, agent=AGENT
+) -> Learner:
     sampler = ShardSampler(shards.sample, shards.sizes, AGENT.batch_size, seed)
     sampler.refresh()
     config = LearnerConfig(
         prefetch_batches=prefetch_batches, metrics_every_updates=1, second_thread=second_thread
     )
-    return Learner(RESOLUTION_PX, ACTION_DIM, AGENT, bonus, sampler, config, seed)
+    return Learner(RESOLUTION_PX, ACTION_DIM, agent, bonus, sampler, config, seed)
 
 
 def assert_same_weights(first: Learner, second: Learner) -> None:
@@ -124,6 +127,22 @@ def test_save_and_load_continue_identically(shards, tmp_path, second_thread):
     assert_same_weights(straight, resumed)
     with pytest.raises(FileExistsError, match=r"learner\.pt exists already"):
         straight.save(tmp_path)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_checkpoint_alone_has_the_weights_that_rollouts_get(shards, tmp_path, decay):
+    learner = make_learner(shards, agent=replace(AGENT, acting_ema_decay=decay))
+    learner.run_updates(3, agent_steps=100)
+    learner.save(tmp_path)
+    version, weights = learner.weights()
+    assert version == 3
+    found_version, found = load_actor_weights(tmp_path)
+    assert (found_version, found.keys()) == (version, weights.keys())
+    for name in weights:
+        np.testing.assert_array_equal(found[name], weights[name], err_msg=name)
+    averaged = "actor.trunk.0.weight"
+    moved = np.abs(weights[averaged] - learner.agent.actor.state_dict()["trunk.0.weight"].numpy()).max()
+    assert (moved > 0) == (decay > 0)
 
 
 def test_checkpoint_of_other_settings_is_refused_by_name(shards, tmp_path):
