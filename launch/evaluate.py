@@ -84,7 +84,7 @@ def roll_out(
         Metrics, and the episodes with their frames.
     """
     from actors.evaluation import Evaluator
-    from learner.drqv2 import policy_config
+    from learner.drqv2_config import policy_config
     from learner.learner_core import load_actor_weights
     from learner.policy import build_policy
 

@@ -18,7 +18,7 @@ DATACLASSES = {
     "videogpt": "models.videogpt.config:VideoGPTConfig",
     "videogpt_training": "models.videogpt_training_config:VideoGPTTrainingConfig",
     "reward": "launch.settings:RewardSettings",
-    "agent": "learner.drqv2:DrQV2Config",
+    "agent": "learner.drqv2_config:DrQV2Config",
     "replay": "launch.settings:ReplaySettings",
     "learner": "learner.learner_core:LearnerConfig",
     "limiter": "learner.limiter:UpdateRatioLimiter",

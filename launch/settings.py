@@ -10,7 +10,7 @@ from actors.envs.registry import EnvConfig
 from launch.cli import UsageError, build
 from launch.sections import section_class
 from learner.bonus import BonusConfig
-from learner.drqv2 import DrQV2Config
+from learner.drqv2_config import DrQV2Config
 from learner.learner_core import LearnerConfig
 from learner.limiter import UpdateRatioLimiter
 from learner.replay import ReplayConfig

@@ -184,7 +184,7 @@ def _learner(settings: TrainSettings) -> Any:
 
 def _acting(settings: TrainSettings) -> dict[str, Any]:
     """What rollout actors and the evaluator have in common."""
-    from learner.drqv2 import policy_config
+    from learner.drqv2_config import policy_config
 
     return {
         "env": asdict(settings.env),

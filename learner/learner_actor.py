@@ -13,7 +13,7 @@ import torch
 
 from learner.batch import Batch
 from learner.bonus import bonus_class
-from learner.drqv2 import DrQV2Config
+from learner.drqv2_config import DrQV2Config
 from learner.learner_core import Learner, LearnerConfig
 from learner.local_reads import LocalStore, StoreSnapshot, machine_id, open_local
 from learner.sharding import SampleRequest, ShardSampler

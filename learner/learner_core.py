@@ -14,7 +14,8 @@ import torch
 from learner.batch import Batch
 from learner.bonus import BonusConfig, make_bonus
 from learner.captured import record_cuda_graph
-from learner.drqv2 import DrQV2Agent, DrQV2Config
+from learner.drqv2 import DrQV2Agent
+from learner.drqv2_config import DrQV2Config
 from learner.preparation import Preparation, Prepared
 from learner.second_thread import SecondThread, has_free_core
 from models.checkpoints import save_tensors

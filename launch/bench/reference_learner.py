@@ -40,7 +40,7 @@ class PlainBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class PlainSettings:
-    """Sizes and rates of the plain agent; see `learner.drqv2.DrQV2Config` for their meaning."""
+    """Sizes and rates of the plain agent; see `learner.drqv2_config.DrQV2Config` for their meaning."""
 
     resolution_px: int
     action_dim: int

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from learner.captured import WARMUP_CALLS, CapturedFunction, record_cuda_graph, run_eagerly
-from learner.drqv2 import DrQV2Agent, DrQV2Config
+from learner.drqv2 import DrQV2Agent
+from learner.drqv2_config import DrQV2Config
 from learner.learner_core import LearnerConfig
 from tests.learner.helpers import make_tensor_batch
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from learner.batch import TensorBatch
-from learner.drqv2 import DrQV2Agent, DrQV2Config
+from learner.drqv2 import DrQV2Agent
+from learner.drqv2_config import DrQV2Config
 from learner.networks import noisy_action, random_shift
 from learner.policy import build_policy
 from tests.learner.helpers import make_tensor_batch

@@ -11,7 +11,7 @@ import torch
 
 from learner.batch import Batch, TensorBatch
 from learner.bonus import BonusConfig, RunningStd, make_bonus
-from learner.drqv2 import DrQV2Config
+from learner.drqv2_config import DrQV2Config
 from learner.learner_actor import LearnerActor
 from learner.learner_core import Learner, LearnerConfig, load_actor_weights
 from learner.policy import build_policy

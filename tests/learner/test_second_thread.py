@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 
-from learner.drqv2 import DrQV2Agent, DrQV2Config
+from learner.drqv2 import DrQV2Agent
+from learner.drqv2_config import DrQV2Config
 from learner.second_thread import SecondThread
 from tests.learner.helpers import make_tensor_batch
 
