@@ -71,9 +71,8 @@ def test_log_ratio_of_a_frame_by_hand():
 def test_the_lowest_tokens_are_those_that_speak_against_the_expert(lowest, expected):
     expert = logs([0.8, 0.2], [0.5, 0.5], [0.2, 0.8], [0.1, 0.9])
     base = logs([0.6, 0.4], [0.5, 0.5], [0.8, 0.2], [0.9, 0.1])
-    seen = torch.tensor(
-        [[True, True, True, False]]
-    )  # the last one, against the expert most of all, was shown
+    # the last token speaks against the expert most of all, but was shown to the models
+    seen = torch.tensor([[True, True, True, False]])
     found = masked_log_ratio(expert, base, torch.zeros(1, 4, dtype=torch.int64), seen, 0.0, lowest=lowest)
     np.testing.assert_allclose(found, [expected], rtol=1e-6)
 
