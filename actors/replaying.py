@@ -55,7 +55,8 @@ class Replayer:
         if replay not in REPLAYS:
             raise ValueError(f"minari_replay is {replay!r}; use one of {', '.join(REPLAYS)}")
         # Recorded episodes may be longer than ours.
-        self._env = make_env(replace(config, action_repeat=1, episode_steps=2**31 - 1))
+        unending = {"episode_steps": 2**31 - 1, "success_is_final": False, "success_hold_steps": None}
+        self._env = make_env(replace(config, action_repeat=1, **unending))
         if not hasattr(self._env, "set_state"):
             raise ValueError(
                 f"the environment of task {config.task!r} cannot be put into a recorded state; recordings can be "

@@ -93,7 +93,7 @@ SECTIONS = {
 # Keys whose value follows from others; they are not offered on the command line.
 DERIVED = {
     "bonus": ("weight",),  # reward.alpha
-    "replay": ("env_weight", "learned_weight", "episode_steps"),  # reward.*, env.episode_steps
+    "replay": ("env_weight", "learned_weight", "episode_steps", "absorbing_ends"),  # reward.*, env.*
     "codec_training": ("seed",),  # seed
     "video_training": ("seed",),
     "videogpt_training": ("seed",),

@@ -240,6 +240,13 @@ class TrainSettings:
             raise ValueError(
                 "rollout.num_actors=auto needs cluster.rollout_cpus above 0: it counts free CPUs"
             )
+        hold_steps, n_step = self.env.success_hold_steps, self.replay.n_step
+        if hold_steps is not None and hold_steps < n_step - 1:
+            raise ValueError(
+                f"env.success_hold_steps={hold_steps} is too short for replay.n_step={n_step}: the last "
+                f"{n_step - 1} frames of an episode start no return, so a success would never be learned from; give at "
+                f"least {n_step - 1}"
+            )
         if self.limiter.tolerance_steps < self.block_steps:
             raise ValueError(
                 f"limiter.tolerance_steps={self.limiter.tolerance_steps} is smaller than one block of "
@@ -257,6 +264,7 @@ class TrainSettings:
             env_weight=self.reward.sparse_weight,
             learned_weight=self.reward.learned_weight if self.reward.frozen else 0.0,
             episode_steps=self.env.episode_steps,
+            absorbing_ends=self.env.success_hold_steps is not None,
         )
 
     @property

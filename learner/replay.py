@@ -44,6 +44,9 @@ class ReplayConfig:
             survives the death of any process, but not a power cut.
         success_share: Share of a batch, in [0, 1), that is drawn from episodes with a success alone, once there are any:
             drawn uniformly, one success among 200 episodes is half a percent of a batch. 0, as in DrQ-v2: uniform draws.
+        absorbing_ends: Whether an episode that terminates (discount 0) goes on for ever in its last state, with the reward
+            of its last step in every later one: worth r / (1 - discount) at once, nothing left to be guessed. Otherwise
+            nothing comes after it.
     """
 
     capacity_transitions: int = 1_000_000
@@ -55,6 +58,7 @@ class ReplayConfig:
     preallocate: bool = False
     sync: bool = False
     success_share: float = 0.0
+    absorbing_ends: bool = False
 
     def __post_init__(self) -> None:
         for name in ("capacity_transitions", "n_step", "episode_steps"):
@@ -64,6 +68,11 @@ class ReplayConfig:
                 )
         if not 0 < self.discount <= 1:
             raise ValueError(f"replay.discount={self.discount!r} is not allowed: expected a number in (0, 1]")
+        if self.absorbing_ends and self.discount == 1:
+            raise ValueError(
+                "replay.discount=1 is not allowed with env.success_hold_steps: a solved episode is worth its reward for ever, "
+                "which has a value below 1 only"
+            )
         if not 0 <= self.success_share < 1:
             raise ValueError(
                 f"replay.success_share={self.success_share!r} is not allowed: expected a number in [0, 1)"

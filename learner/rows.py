@@ -49,6 +49,9 @@ def read_transitions(
         read_ahead(first, n_step + 1)
     rewards = config.env_weight * data["env_rewards"][inside]
     rewards = rewards + config.learned_weight * data["learned_rewards"][inside]
+    if config.absorbing_ends:
+        ends = data["discounts"][inside] == 0
+        rewards = np.where(ends, rewards / np.float32(1 - config.discount), rewards)
     reward, discount = n_step_return(rewards, data["discounts"][inside], config.discount)
     # np.take copies a frame at a time and lets other threads run meanwhile.
     return Batch(

@@ -17,12 +17,14 @@ class PixelTaskEnv(gymnasium.Env):
     """One task of a MuJoCo simulator with (H, W, 3) uint8 frames.
 
     One agent step holds the action for `action_repeat` simulator steps and draws one frame at the end. The sparse
-    reward is the number of these simulator steps that were a success. The task never terminates: after `episode_steps`
-    agent steps it is truncated, and the discount stays 1; with `success_is_final` it stands still once it is solved.
+    reward is the number of these simulator steps that were a success. After `episode_steps` agent steps the episode is
+    truncated, and the discount stays 1. With `success_is_final` the simulator stands still once the task is solved; with
+    `success_hold_steps`, too, the episode is over so many agent steps later: the only way in which it terminates.
     The scene depends on the seed of the reset alone, never on earlier episodes.
 
     `info` of a step: `success` (bool, any repeat), `success_count` (int), `dense_reward` (float, the simulator's
-    shaped reward summed over the repeats), `discount` (float, always 1), `seed` (int, of the episode).
+    shaped reward summed over the repeats), `discount` (float, 0 where the episode terminates, otherwise 1), `seed` (int, of
+    the episode).
 
     A subclass makes the simulator and implements `_start_scene`.
 
@@ -45,7 +47,7 @@ class PixelTaskEnv(gymnasium.Env):
         self._episode_seed = -1
         self._steps_left = 0
         self._state = np.zeros(0)
-        self._is_final, self._dense_reward = False, 0.0
+        self._is_final, self._hold_steps_left, self._dense_reward = False, 0, 0.0
         shape = (config.render.height_px, config.render.width_px, 3)
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (config.action_dim,), np.float32)
@@ -87,7 +89,7 @@ class PixelTaskEnv(gymnasium.Env):
         self._episode_seed = int(self._seeds.integers(2**48) if seed is None else seed)
         self._state = self._start_scene(self._episode_seed)
         self._steps_left = self.config.episode_steps
-        self._is_final = False
+        self._is_final, self._hold_steps_left = False, self.config.success_hold_steps or 0
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Takes one agent step.
@@ -96,16 +98,18 @@ class PixelTaskEnv(gymnasium.Env):
             action: (A,) float, clipped to [-1, 1].
 
         Returns:
-            Frame (H, W, 3) uint8, sparse reward (0 to `action_repeat`), terminated (always False), truncated, info.
+            Frame (H, W, 3) uint8, sparse reward (0 to `action_repeat`), terminated (solved for good), truncated (the
+            time limit), info.
 
         Raises:
             RuntimeError: if the episode is over or was never started.
         """
-        reward, truncated, info = self.advance(action)
-        return self.render(), reward, False, truncated, info
+        reward, is_over, info = self.advance(action)
+        terminated = info["discount"] == 0.0
+        return self.render(), reward, terminated, is_over and not terminated, info
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, dict[str, Any]]:
-        """Takes one agent step without drawing a frame; returns sparse reward, truncated, info."""
+        """Takes one agent step without drawing a frame; returns sparse reward, whether the episode is over, info."""
         if self._steps_left < 1:
             raise RuntimeError(
                 f"the episode of task {self.config.task!r} is over; call reset() before step()"
@@ -116,6 +120,9 @@ class PixelTaskEnv(gymnasium.Env):
             success_count += self._simulate(action)
             dense_reward += self._dense_reward
         self._steps_left -= 1
+        terminated = self._is_terminated()
+        if terminated:
+            self._steps_left = 0
         return (
             float(success_count),
             self._steps_left == 0,
@@ -123,7 +130,7 @@ class PixelTaskEnv(gymnasium.Env):
                 "success": success_count > 0,
                 "success_count": success_count,
                 "dense_reward": dense_reward,
-                "discount": 1.0,
+                "discount": 0.0 if terminated else 1.0,
                 "seed": self._episode_seed,
             },
         )
@@ -136,6 +143,13 @@ class PixelTaskEnv(gymnasium.Env):
         self._dense_reward = float(reward)
         self._is_final = self.config.success_is_final and bool(info["success"])
         return bool(info["success"])
+
+    def _is_terminated(self) -> bool:
+        """Whether the agent step just taken was the last one that a solved task is shown for; counts these steps."""
+        if not self._is_final or self.config.success_hold_steps is None:
+            return False
+        self._hold_steps_left -= 1
+        return self._hold_steps_left < 0
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Draws the current state: (H, W, 3) uint8, upright."""

@@ -125,6 +125,8 @@ class EnvConfig:
         success_is_final: Whether the simulator stands still from the first success on, every later frame of it a success, as
             in an expert video that is cut there. Otherwise a success lasts as long as the arm holds it, a few frames on
             some tasks (False in the paper).
+        success_hold_steps: Agent steps, 0 or more, for which a final success is shown before its episode terminates; at
+            least n - 1 where n-step returns are learned from. None: the episode lasts until the time limit.
     """
 
     task: str
@@ -132,6 +134,7 @@ class EnvConfig:
     episode_steps: int = 100
     render: RenderSettings = field(default_factory=RenderSettings)
     success_is_final: bool = False
+    success_hold_steps: int | None = None
 
     def __post_init__(self) -> None:
         domain_of(self.task)
@@ -143,6 +146,16 @@ class EnvConfig:
             value = getattr(self, key)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{key} is {value!r}, expected a whole number of 1 or more")
+        if self.success_hold_steps is not None:
+            if self.success_hold_steps < 0:
+                raise ValueError(
+                    f"success_hold_steps is {self.success_hold_steps!r}, expected 0 or more, or null"
+                )
+            if not self.success_is_final:
+                raise ValueError(
+                    f"success_hold_steps={self.success_hold_steps} needs success_is_final=true: a success that may be "
+                    "lost again ends nothing"
+                )
 
     @property
     def domain(self) -> str:

@@ -148,6 +148,27 @@ def test_a_final_success_stays_what_it_was():
         np.testing.assert_array_equal(states[first], states[-1])
 
 
+def test_a_final_success_ends_its_episode_when_it_was_held():
+    expert = ScriptedExpert("lever-pull")
+    env = make_env(config_of("lever-pull", success_is_final=True, success_hold_steps=2))
+    for seed in (0, 1):
+        env.reset(seed=seed)
+        steps = [env.step(expert.act(env.state))]
+        while not (steps[-1][2] or steps[-1][3]):
+            steps.append(env.step(expert.act(env.state)))
+        _, rewards, terminated, truncated, infos = zip(*steps)
+        first = int(np.flatnonzero(rewards)[0])
+        assert len(steps) == first + 3 < 100 and rewards[first + 1 :] == (3.0, 3.0)
+        assert terminated == (False,) * (first + 2) + (True,) and not any(truncated)
+        assert [info["discount"] for info in infos] == [1.0] * (first + 2) + [0.0]
+        with pytest.raises(RuntimeError, match="call reset"):
+            env.step(np.zeros(4))
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(4))[2:4] for _ in range(100)]
+    assert ends == [(False, False)] * 99 + [(False, True)]  # unsolved: the time limit
+    env.close()
+
+
 def test_a_finished_episode_refuses_another_step(door):
     door.reset(seed=0)
     for _ in range(3):

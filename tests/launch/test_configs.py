@@ -65,6 +65,8 @@ def test_paper_preset_is_the_paper():
         ("rollout.num_actors=many", "num_actors must be a whole number or auto, got 'many'"),
         ("reward.num_actors=0", "num_actors must be at least 1"),
         ("replay.num_shards=0", "num_shards must be at least 1"),
+        ("env.success_hold_steps=2", "success_hold_steps=2 needs success_is_final=true"),
+        ("env.success_hold_steps=-1", "success_hold_steps is -1, expected 0 or more, or null"),
         ("agent.batch_size=null", "agent.batch_size must not be null; expected int"),
         ("agent.batch_size=many", "agent.batch_size must be int, got 'many'"),
     ],
@@ -73,6 +75,14 @@ def test_bad_values_are_refused(override, message):
     with pytest.raises(UsageError) as caught:
         train_settings(compose("train", [override]))
     assert message in str(caught.value)
+
+
+def test_a_held_success_is_long_enough_to_be_learned_from():
+    held = ["env.success_is_final=true", "env.success_hold_steps=2"]
+    assert train_settings(compose("train", held)).replay_config.absorbing_ends
+    assert not train_settings(compose("train", held[:1])).replay_config.absorbing_ends
+    with pytest.raises(UsageError, match=r"too short for replay\.n_step=5: .* give at least 4"):
+        train_settings(compose("train", [*held, "replay.n_step=5"]))
 
 
 def test_a_reward_brings_its_own_keys():

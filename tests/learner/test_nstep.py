@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,29 @@ def test_samples_never_cross_an_episode_and_reach_every_start(tmp_path):
     pairs = set(zip(batch.obs[:, 0, 0, 0].tolist(), batch.next_obs[:, 0, 0, 0].tolist()))
     assert pairs == {(10, 13), (11, 14), (12, 15), (30, 33), (31, 34)}
     store.close()
+
+
+def test_an_absorbing_end_goes_on_for_ever(tmp_path):
+    """Of two episodes the first terminates; a reward of 0.5 * 102 for ever is worth 510 at a discount of 0.9."""
+    config = ReplayConfig(
+        capacity_transitions=9,
+        n_step=2,
+        discount=0.9,
+        env_weight=0.0,
+        learned_weight=0.5,
+        absorbing_ends=True,
+    )
+    store = EpisodeStore(tmp_path, config, 4, 2)
+    store.insert(replace(make_episode(1, 3), discounts=np.array([1, 1, 0], np.float32)))
+    store.insert(make_episode(2, 3))
+    batch = store.transitions(np.array([0, 1, 4, 5]))
+    expected = [50 + 0.9 * 50.5, 50.5 + 0.9 * 510, 50 + 0.9 * 50.5, 50.5 + 0.9 * 51]
+    np.testing.assert_allclose(batch.reward[:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(batch.discount[:, 0], [0.81, 0.0, 0.81, 0.81], rtol=1e-6)
+    assert batch.reward.dtype == np.float32
+    store.close()
+    with pytest.raises(ValueError, match=r"replay.discount=1 is not allowed with env.success_hold_steps"):
+        replace(config, discount=1.0)
 
 
 def test_reward_weights_apply_to_both_parts(tmp_path):
