@@ -219,6 +219,16 @@ def help_text(verb: str, description: str) -> str:
     return "\n".join(lines)
 
 
+def _show(text: str) -> None:
+    """Prints a long text, of which a reader such as `head` may not want the end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # Python flushes once more when it exits.
+
+
 def main(
     verb: str,
     description: str,
@@ -235,7 +245,7 @@ def main(
     """
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
-        print(help_text(verb, description))
+        _show(help_text(verb, description))
         return
     show_config = "--cfg" in arguments
     overrides = [a for a in arguments if a != "--cfg"]
@@ -245,7 +255,7 @@ def main(
         if "overrides" in config:
             config.overrides = overrides
         if show_config:
-            print(OmegaConf.to_yaml(config))
+            _show(OmegaConf.to_yaml(config))
             return
         code = run(config)
     except (ValueError, FileNotFoundError, FileExistsError, OSError, RuntimeError) as error:

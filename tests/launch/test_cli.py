@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
 from launch import cli
 from launch.cli import UsageError, build, compose
+from tests.launch.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -103,3 +106,12 @@ def test_help_lists_groups_and_keys(verb):
     assert f"launch/{verb}.py" in text
     if verb == "train":
         assert "door-close" in text and "laptop" in text and "total_agent_steps" in text
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg"])
+def test_a_reader_that_stops_early_gets_no_traceback(flag):
+    command = [sys.executable, "launch/train.py", flag]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 0
