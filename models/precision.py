@@ -8,8 +8,8 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def bfloat16_pays(device: torch.device | str) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones: a GPU, or a CPU with AMX tiles."""
+    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones: a GPU, or a CPU with AMX or AVX512-BF16."""
     if torch.device(device).type != "cpu":
         return True
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)  # torch 2.5 does not tell
-    return bool(has_tiles is not None and has_tiles())
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # torch 2.5 knows neither
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)

@@ -73,7 +73,8 @@ class OfficialTraining(SequentialTraining):
         self._env = GymnasiumEnv(settings.env, cores, settings.seed)
         self._plain = Plain(self._learner, settings, [], read_metrics=True)
         self._updates = 0
-        self.has_official_reward = settings.frame_reward == DiffusionRewardConfig()
+        published = DiffusionRewardConfig(precision=settings.frame_reward.precision)
+        self.has_official_reward = settings.frame_reward == published
         if self.has_official_reward:
             model, codec, _ = load_video_model(str(settings.reward.checkpoint), device)
             self._chain = ReferenceReward(model, codec)

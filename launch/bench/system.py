@@ -30,6 +30,8 @@ SHORT_WARM_UP = (
     *("limiter.min_steps=100", "agent.num_expl_steps=100"),
     *("limiter.tolerance_steps=300", "updates_per_call=5", "learner.num_threads=1"),
 )
+# Of ours, also where it takes turns; `official` stays in float32.
+BFLOAT16 = ("frame_reward.precision=bfloat16", "learner.precision=bfloat16")
 WARM_UPDATES = 5  # Of a peer, so that nothing is done for the first time in a turn.
 MOST_ROUNDS = 2  # A turn takes up to a minute.
 OURS = "ray"
@@ -67,6 +69,7 @@ def cases(settings: BenchSettings) -> list[Case]:
     return [
         Case("preset=laptop", "laptop", (), window_steps=500, rounds=rounds, sustained_steps=9000),
         Case("preset=paper", "paper", SHORT_WARM_UP, 200, rounds, reward="diffusion"),
+        Case("preset=paper, bfloat16", "paper", SHORT_WARM_UP + BFLOAT16, 200, rounds, reward="diffusion"),
     ]
 
 
@@ -113,7 +116,10 @@ def _measure_case(case: Case, settings: BenchSettings, folder: Path) -> list[Com
     ours = sides.pop(OURS)
     common = {"part": "system", "case": case.name, "unit": "agent steps/s", "target": TARGET}
     return [
-        *(compare(rates, OURS, name, checks=_checks(ours, side), **common) for name, side in sides.items()),
+        *(
+            compare(rates, OURS, name, checks=_checks(ours, side) | _reward_of(trainings[name]), **common)
+            for name, side in sides.items()
+        ),
         *sustained,
         Row("system", f"{case.name}: {OURS}, share of a core", ours.shares()),
         *(
@@ -121,6 +127,13 @@ def _measure_case(case: Case, settings: BenchSettings, folder: Path) -> list[Com
             for name, side in sides.items()
         ),
     ]
+
+
+def _reward_of(training: SequentialTraining) -> dict[str, bool]:
+    """Whether the official loop scores with the published chain; nothing for the peers built from our parts."""
+    if not isinstance(training, OfficialTraining):
+        return {}
+    return {"scores_with_the_published_chain": training.has_official_reward}
 
 
 def _sustained(case: Case, system: Any, updates_per_step: float) -> list[Row]:

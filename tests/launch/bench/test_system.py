@@ -86,6 +86,7 @@ def test_race_against_ray_does_equal_work(monkeypatch):
     results = system.measure(bench_settings(against=("sequential", "official")))
     comparison, official, ours, theirs, _ = results
     assert official.key == "system | tiny | official" and official.checks["updates_of_each_side"] == 20
+    assert official.checks["scores_with_the_published_chain"] is False
     assert comparison.key == "system | tiny | sequential" and comparison.target == 1.7
     assert comparison.ratio.median == pytest.approx(comparison.ours_rate.median / comparison.peer_rate.median)
     assert comparison.checks == {
