@@ -219,7 +219,7 @@ def help_text(verb: str, description: str) -> str:
     return "\n".join(lines)
 
 
-def _show(text: str) -> None:
+def show(text: str) -> None:
     """Prints a long text, of which a reader such as `head` may not want the end."""
     try:
         print(text, flush=True)
@@ -245,7 +245,7 @@ def main(
     """
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
-        _show(help_text(verb, description))
+        show(help_text(verb, description))
         return
     show_config = "--cfg" in arguments
     overrides = [a for a in arguments if a != "--cfg"]
@@ -255,7 +255,7 @@ def main(
         if "overrides" in config:
             config.overrides = overrides
         if show_config:
-            _show(OmegaConf.to_yaml(config))
+            show(OmegaConf.to_yaml(config))
             return
         code = run(config)
     except (ValueError, FileNotFoundError, FileExistsError, OSError, RuntimeError) as error:

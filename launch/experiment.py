@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from actors.envs.registry import task_names
 from launch import cli
-from launch.cli import build, group_options, suggest
+from launch.cli import build, group_options, show, suggest
 from launch.paths import absolute_path
 from launch.run_folder import RunFolder
 from launch.steps import run_step
@@ -149,9 +149,8 @@ def run_experiment(config: DictConfig) -> int:
     runs = plan.runs()
     states = {run: state_of(root / run.folder_name) for run in runs}
     left = [run for run in runs if states[run] != "finished"]
-    for run in runs:
-        print(f"  {states[run]:<12} {run.folder_name}")
-    print(f"[experiment] {plan.name}: {len(left)} of {len(runs)} runs to do in {root}", flush=True)
+    lines = [f"  {states[run]:<12} {run.folder_name}" for run in runs]
+    show("\n".join([*lines, f"[experiment] {plan.name}: {len(left)} of {len(runs)} runs to do in {root}"]))
     if config.list or not left:
         return 0
     failed = []
