@@ -16,6 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from learner.second_thread import SecondThread, Task
+from models.products import Linear
 
 ACTION_MARGIN = 1e-6  # actions stay this far inside [-1, 1], as in the official truncated normal
 
@@ -133,16 +134,16 @@ def _convolution_gradients(
 
 
 def _trunk(repr_dim: int, feature_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(repr_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
+    return nn.Sequential(Linear(repr_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
 
 
 def _mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(in_dim, hidden_dim),
+        Linear(in_dim, hidden_dim),
         nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, hidden_dim),
+        Linear(hidden_dim, hidden_dim),
         nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, out_dim),
+        Linear(hidden_dim, out_dim),
     )
 
 

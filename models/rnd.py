@@ -10,6 +10,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+from models.products import Linear
+
 
 @dataclass(frozen=True)
 class RNDConfig:
@@ -58,14 +60,14 @@ class RND(nn.Module):
                 f"RND needs frames of at least 27 px, got resolution_px={resolution_px}; render larger frames"
             )
         flat_dim, width = config.channels[-1] * size_px * size_px, config.feature_dim
-        self.target = nn.Sequential(*_convolutions(config.channels), nn.Linear(flat_dim, width))
+        self.target = nn.Sequential(*_convolutions(config.channels), Linear(flat_dim, width))
         self.predictor = nn.Sequential(
             *_convolutions(config.channels),
-            nn.Linear(flat_dim, width),
+            Linear(flat_dim, width),
             nn.ReLU(),
-            nn.Linear(width, width),
+            Linear(width, width),
             nn.ReLU(),
-            nn.Linear(width, width),
+            Linear(width, width),
         )
         self.apply(_initialise)
         self.target.requires_grad_(False)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.products import batched_product, product
+
 TILE = 4  # outputs of a tile per axis
 POINTS = TILE + 2  # products per axis
 # Interpolation at 0, 1, -1, 2, -2 and infinity (arXiv 1509.09308, section 4.3).
@@ -67,10 +69,11 @@ class WinogradGrid:
     def __call__(self, x: Tensor) -> Tensor:
         """Convolves (side*side, B, in) float32 into (side*side, B, out)."""
         places, rows, channels = x.shape
-        transformed = self._into @ x.reshape(places, rows * channels)
-        products = torch.bmm(transformed.view(POINTS**2, -1, channels), self._weight)
+        transformed = product(self._into, x.reshape(places, rows * channels))
+        products = batched_product(transformed.view(POINTS**2, -1, channels), self._weight)
         bias = self._bias.repeat(rows)
-        return torch.addmm(bias, self._out_of, products.view(len(transformed), -1)).view(places, rows, -1)
+        outputs = product(self._out_of, products.view(len(transformed), -1))
+        return outputs.add_(bias).view(places, rows, -1)
 
 
 class WinogradConv2d(nn.Module):
@@ -101,8 +104,10 @@ class WinogradConv2d(nn.Module):
         tiles = padded.unfold(1, POINTS, TILE).unfold(2, POINTS, TILE)
         batch, rows, columns, channels = tiles.shape[:4]
         flat = rearrange(tiles, "b row column c y x -> (y x) (b row column c)")
-        products = torch.bmm((self._into @ flat).view(POINTS**2, -1, channels), self._weight)
-        outputs = (self._out_of @ products.view(POINTS**2, -1)).view(TILE, TILE, batch, rows, columns, -1)
+        products = batched_product(product(self._into, flat).view(POINTS**2, -1, channels), self._weight)
+        outputs = product(self._out_of, products.view(POINTS**2, -1)).view(
+            TILE, TILE, batch, rows, columns, -1
+        )
         return rearrange(outputs, "y x b row column c -> b (row y) (column x) c") + self._bias
 
 

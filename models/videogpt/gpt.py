@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.products import Linear
 from models.videogpt.config import VideoGPTConfig
 
 
@@ -28,10 +29,10 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: VideoGPTConfig) -> None:
         super().__init__()
-        self.key = nn.Linear(config.width, config.width)
-        self.query = nn.Linear(config.width, config.width)
-        self.value = nn.Linear(config.width, config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.key = Linear(config.width, config.width)
+        self.query = Linear(config.width, config.width)
+        self.value = Linear(config.width, config.width)
+        self.proj = Linear(config.width, config.width)
         self.num_heads = config.num_heads
         self.dropout = config.dropout
 
@@ -73,9 +74,9 @@ class Block(nn.Module):
         self.ln2 = nn.LayerNorm(config.width)
         self.attn = CausalSelfAttention(config)
         self.mlp = nn.Sequential(
-            nn.Linear(config.width, hidden),
+            Linear(config.width, hidden),
             nn.GELU(),
-            nn.Linear(hidden, config.width),
+            Linear(hidden, config.width),
             nn.Dropout(config.dropout),
         )
 
@@ -92,11 +93,11 @@ class GPT(nn.Module):
     def __init__(self, config: VideoGPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_emb = nn.Linear(config.latent_dim, config.width)
+        self.tok_emb = Linear(config.latent_dim, config.width)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, config.num_codes, bias=False)
+        self.head = Linear(config.width, config.num_codes, bias=False)
         self.apply(_initialise)
         # Officially zero. Then the start vector stays exactly zero through all layers, every layer norm multiplies its
         # gradient by 300, and with 8 layers of width 512 the first step's gradient is infinite.

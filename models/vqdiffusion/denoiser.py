@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.products import Linear, linear
 from models.vqdiffusion.config import VQDiffusionConfig
 
 
@@ -71,7 +72,7 @@ class AdaptiveLayerNorm(nn.Module):
     def __init__(self, width: int, num_steps: int) -> None:
         super().__init__()
         self.emb = nn.Embedding(num_steps, width)
-        self.linear = nn.Linear(width, 2 * width)
+        self.linear = Linear(width, 2 * width)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Normalises x (B, L, width) given t (B,) int64."""
@@ -84,10 +85,10 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, source_width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.key = nn.Linear(source_width, width)
-        self.query = nn.Linear(width, width)
-        self.value = nn.Linear(source_width, width)
-        self.proj = nn.Linear(width, width)
+        self.key = Linear(source_width, width)
+        self.query = Linear(width, width)
+        self.value = Linear(source_width, width)
+        self.proj = Linear(width, width)
         self.num_heads = num_heads
         self.dropout = dropout
 
@@ -154,9 +155,9 @@ class Block(nn.Module):
 def _linear_mlp(config: VQDiffusionConfig) -> nn.Sequential:
     hidden = config.mlp_ratio * config.width
     return nn.Sequential(
-        nn.Linear(config.width, hidden),
+        Linear(config.width, hidden),
         QuickGELU(),
-        nn.Linear(hidden, config.width),
+        Linear(hidden, config.width),
         nn.Dropout(config.dropout),
     )
 
@@ -168,7 +169,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.content_emb = ContentEmbedding(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.to_logits = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.num_codes))
+        self.to_logits = nn.Sequential(nn.LayerNorm(config.width), Linear(config.width, config.num_codes))
         self.apply(_initialise)
 
     def cross_attentions(self) -> list[Attention]:
@@ -180,7 +181,7 @@ class Denoiser(nn.Module):
         layers = self.cross_attentions()
         weight = torch.cat([w for a in layers for w in (a.key.weight, a.value.weight)])
         bias = torch.cat([b for a in layers for b in (a.key.bias, a.value.bias)])
-        return F.linear(source, weight, bias)
+        return linear(source, weight, bias)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Logits of the clean tokens.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.precision import PRECISIONS
+from models.products import linear
 from models.vqdiffusion.denoiser import AdaptiveLayerNorm, Attention, Block, ConvMLP
 from models.vqdiffusion.diffusion import VQDiffusion
 from models.vqdiffusion.schedule import LOG_PROB_MIN
@@ -45,7 +46,7 @@ class _Affine:
     bias: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     @classmethod
     def of(cls, layers: Sequence[nn.Linear], dtype: torch.dtype) -> _Affine:
@@ -101,10 +102,10 @@ class FrozenDenoiser:
         place = (embedding.height_emb.weight[:, None] + embedding.width_emb.weight[None]).flatten(0, 1)
         self._content = embedding.emb.weight.detach().clone()
         self._place = place[:, None] if self._positions_first else place
-        norm, linear = list(model.transformer.to_logits)
+        norm, last = list(model.transformer.to_logits)
         assert isinstance(norm, nn.LayerNorm)
         self._last_norm = _Affine(norm.weight.detach().clone(), norm.bias.detach().clone())
-        self._last = _Affine.of([cast(nn.Linear, linear)], torch.float32)
+        self._last = _Affine.of([cast(nn.Linear, last)], torch.float32)
         self._code_tables, self._position_tables = self._history_tables(model)
 
     def _layer(self, block: Block) -> _Layer:
