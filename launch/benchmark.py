@@ -28,7 +28,7 @@ from omegaconf import DictConfig, ListConfig
 
 from launch import cli
 from launch.bench.harness import Comparison, Curve, Row
-from launch.bench.machine import provenance
+from launch.bench.machine import hardware, provenance
 from launch.bench.settings import BenchSettings
 from launch.cli import UsageError, suggest
 from launch.paths import absolute_path
@@ -217,9 +217,18 @@ def _recorded(config: DictConfig, parts: Sequence[str]) -> list[dict[str, Any]]:
         return []
     if not 0 < config.min_share <= 1:
         raise UsageError(f"min_share is {config.min_share}, expected a share in (0, 1]")
-    path = absolute_path(str(config.recorded), "recorded")
-    if not path.exists():
-        raise UsageError(f"{path} does not exist; record a run first with out={config.recorded}")
+    paths = [absolute_path(name, "recorded") for name in _names(config.recorded)]
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist; record a run first with out={path}")
+    processor = hardware()["cpu"]
+    of_this = [path for path in paths if read_json(path)["hardware"]["cpu"] == processor]
+    path = (of_this or paths)[0]
+    if not of_this:
+        print(
+            f"{path} was recorded on another processor than this {processor}: ratios may differ",
+            file=sys.stderr,
+        )
     found = [entry for entry in read_json(path)["comparisons"] if entry["part"] in parts]
     if not found:
         raise UsageError(f"{path} holds nothing about {', '.join(parts)}; give another recorded=")

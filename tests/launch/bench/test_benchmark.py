@@ -11,6 +11,7 @@ import pytest
 
 from launch import benchmark
 from launch.bench.harness import Comparison, Contender, Curve, Row, Spread, compare, race, spread
+from launch.bench.machine import hardware
 from launch.cli import UsageError, compose
 from tests.launch.conftest import run_verb
 
@@ -140,6 +141,18 @@ def test_a_ratio_under_its_share_of_the_recorded_one_fails(fake_part, tmp_path, 
         "slower than recorded: system | tiny | slow: ratio 1.59, recorded 2.00, allowed 80% of it"
         in capsys.readouterr().err
     )
+
+
+def test_of_several_records_that_of_this_processor_counts(fake_part, tmp_path, capsys):
+    other, this = tmp_path / "other.json", tmp_path / "this.json"
+    for path, ratio in ((other, 9.0), (this, 2.0)):
+        fake_part.results = [comparison(ratio)]
+        run(f"out={path}")
+    other.write_text(other.read_text().replace(f'"cpu": "{hardware()["cpu"]}"', '"cpu": "another"'))
+    assert run(f"out={tmp_path}/a.json", "min_share=0.8", f"recorded=[{other},{this}]") == 0
+    assert "another processor" not in capsys.readouterr().err
+    assert run(f"out={tmp_path}/b.json", "min_share=0.8", f"recorded=[{other}]") == 1
+    assert "was recorded on another processor" in capsys.readouterr().err
 
 
 def test_recorded_results_of_other_parts_are_no_check(fake_part, tmp_path):
