@@ -80,6 +80,8 @@ class EvaluationRun:
         """
         try:
             value = ray.get(ref)
+            # The node that holds the episodes may have died since they were rolled out.
+            episodes = [] if self._summary is None else ray.get(self._episodes)
         except ray.exceptions.RayError as error:
             if not is_process_failure(error):
                 raise RuntimeError(f"evaluation failed: {describe(error)}") from error
@@ -94,7 +96,6 @@ class EvaluationRun:
             rewards = self._system.rewards
             self.ref = rewards[0].score.remote(self._episodes) if rewards else self._episodes
             return None
-        episodes = ray.get(self._episodes)
         return self._result(episodes, value if self._system.rewards else None)
 
     def _result(self, episodes: list[Any], frame_rewards: list[np.ndarray] | None) -> EvaluationResult:
