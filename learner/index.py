@@ -99,7 +99,11 @@ class EpisodeIndex:
         self.evicted += count
 
     def draw(
-        self, batch_size: int, rng: np.random.Generator, success_share: float = 0.0
+        self,
+        batch_size: int,
+        rng: np.random.Generator,
+        success_share: float = 0.0,
+        success_factor: float | None = None,
     ) -> tuple[np.ndarray, int]:
         """Draws start rows with replacement; there must be at least one.
 
@@ -108,6 +112,7 @@ class EpisodeIndex:
             rng: Source of the draw.
             success_share: Probability with which a row is drawn from the successful episodes alone, once there are any;
                 otherwise it is drawn from all.
+            success_factor: That probability is at most so many times the share of start rows that are theirs; None: no bound.
 
         Returns:
             (B,) int64 start rows, not taken modulo the ring, and the number of the oldest episode among them.
@@ -115,22 +120,29 @@ class EpisodeIndex:
         ends = self._ends[self._first : self._end]
         start = self._starts_dropped + rng.integers(self.size_starts, size=batch_size)
         if success_share > 0:
-            start = self._move_to_successes(start, ends, rng, success_share)
+            start = self._move_to_successes(start, ends, rng, success_share, success_factor)
         episode = np.searchsorted(ends, start, side="right")
         starts = count_starts(self.steps[episode], self.n_step)
         rows = self.start_rows[episode] + start - (ends[episode] - starts)
         return rows, self.evicted + int(episode.min())
 
     def _move_to_successes(
-        self, start: np.ndarray, ends: np.ndarray, rng: np.random.Generator, share: float
+        self,
+        start: np.ndarray,
+        ends: np.ndarray,
+        rng: np.random.Generator,
+        share: float,
+        factor: float | None,
     ) -> np.ndarray:
         """Puts a share of drawn starts, in place, onto starts of successful episodes, uniformly over all of theirs."""
         counts = count_starts(self.steps, self.n_step)
         good = np.flatnonzero(self.succeeded & (counts > 0))
         if not len(good):
             return start
-        moved = np.flatnonzero(rng.random(len(start)) < share)
         good_ends = np.cumsum(counts[good])
+        if factor is not None:
+            share = min(share, factor * good_ends[-1] / self.size_starts)
+        moved = np.flatnonzero(rng.random(len(start)) < share)
         place = rng.integers(good_ends[-1], size=len(moved))
         which = np.searchsorted(good_ends, place, side="right")
         # Counted from the end of the episode, in both numberings.

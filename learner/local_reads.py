@@ -137,8 +137,10 @@ class LocalStore:
         index = self._index
         if index.size_starts == 0:
             return None
-        rows, oldest = index.draw(batch_size, np.random.default_rng(seed), self._config.success_share)
-        batch = read_transitions(self._data, rows, self._config, self._read_ahead)
+        config = self._config
+        rng = np.random.default_rng(seed)
+        rows, oldest = index.draw(batch_size, rng, config.success_share, config.success_factor)
+        batch = read_transitions(self._data, rows, config, self._read_ahead)
         return batch if self._evictions.value <= oldest else None
 
 

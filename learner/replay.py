@@ -44,6 +44,8 @@ class ReplayConfig:
             survives the death of any process, but not a power cut.
         success_share: Share of a batch, in [0, 1), that is drawn from episodes with a success alone, once there are any:
             drawn uniformly, one success among 200 episodes is half a percent of a batch. 0, as in DrQ-v2: uniform draws.
+        success_factor: Of `success_share`: the share is at most so many times, at least 1, what these episodes have of the
+            replay, so that the first success does not fill it alone, 50 rows of one episode in every batch; None: no bound.
         absorbing_ends: Whether an episode that terminates (discount 0) goes on for ever in its last state, with the reward
             of its last step in every later one: worth r / (1 - discount) at once, nothing left to be guessed. Otherwise
             nothing comes after it.
@@ -58,6 +60,7 @@ class ReplayConfig:
     preallocate: bool = False
     sync: bool = False
     success_share: float = 0.0
+    success_factor: float | None = None
     absorbing_ends: bool = False
 
     def __post_init__(self) -> None:
@@ -76,6 +79,10 @@ class ReplayConfig:
         if not 0 <= self.success_share < 1:
             raise ValueError(
                 f"replay.success_share={self.success_share!r} is not allowed: expected a number in [0, 1)"
+            )
+        if self.success_factor is not None and not self.success_factor >= 1:
+            raise ValueError(
+                f"replay.success_factor={self.success_factor!r} is not allowed: expected a number of at least 1, or null"
             )
         for name in ("env_weight", "learned_weight"):
             if not np.isfinite(getattr(self, name)):
@@ -309,7 +316,8 @@ class EpisodeStore:
                 f"replay store {self.folder} has no episode of at least n_step={self.config.n_step} steps yet; "
                 "insert episodes before sampling"
             )
-        rows, _ = self.index.draw(batch_size, rng, self.config.success_share)
+        config = self.config
+        rows, _ = self.index.draw(batch_size, rng, config.success_share, config.success_factor)
         return self.transitions(rows)
 
     def episodes(self, first: int, most_steps: int) -> list[Episode]:

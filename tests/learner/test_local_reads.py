@@ -55,14 +55,15 @@ def test_a_reader_draws_what_the_shard_draws(shard):
     assert shard.stats()["total_inserted_episodes"] > shard.stats()["size_episodes"] + 5
 
 
-def test_a_reader_draws_as_many_successes_as_the_shard(tmp_path):
-    shard = ReplayShard(tmp_path, replace(CONFIG, success_share=0.5), 4, 2)
+@pytest.mark.parametrize("factor, most", [(None, 1.0), (1.0, 0.5)])
+def test_a_reader_draws_as_many_successes_as_the_shard(tmp_path, factor, most):
+    shard = ReplayShard(tmp_path, replace(CONFIG, success_share=0.5, success_factor=factor), 4, 2)
     for number in range(9):
         success = np.full(5, number == 6)
         shard.insert(f"b{number}", [replace(make_episode(number, 5), successes=success)])
     batch = local(shard).sample(400, seed=1)
     assert_same(batch, shard.sample(400, seed=1))
-    assert np.mean(batch.obs[:, 0, 0, 0] // 10 == 6) > 0.5
+    assert most - 0.5 < np.mean(batch.obs[:, 0, 0, 0] // 10 == 6) < most
     shard.close()
 
 

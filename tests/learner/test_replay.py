@@ -131,6 +131,18 @@ def test_a_share_of_a_batch_comes_from_episodes_with_a_success(tmp_path):
     store.close()
 
 
+@pytest.mark.parametrize("factor, share", [(2.0, 0.25), (100.0, 0.5)])
+def test_the_first_success_does_not_fill_a_batch_alone(tmp_path, factor, share):
+    """One of 8 episodes is a success: at most `factor` eighths of a batch are drawn from it, and never more than a half."""
+    config = replace(CONFIG, capacity_transitions=50, success_share=0.5, success_factor=factor)
+    store = open_store(tmp_path, config)
+    for number in range(8):
+        store.insert((success_episode if number == 3 else make_episode)(number, 5))
+    drawn = store.sample(4000, np.random.default_rng(0)).obs[:, 0, 0, 0] // 10
+    assert np.mean(drawn == 3) == pytest.approx(share + (1 - share) / 8, abs=0.03)
+    store.close()
+
+
 def test_without_a_success_a_share_changes_nothing(tmp_path):
     batches = []
     for share in (0.0, 0.9):
@@ -142,6 +154,11 @@ def test_without_a_success_a_share_changes_nothing(tmp_path):
         np.testing.assert_array_equal(plain, shared)
     with pytest.raises(ValueError, match=r"replay.success_share=1.0 is not allowed"):
         replace(CONFIG, success_share=1.0)
+    with pytest.raises(
+        ValueError,
+        match=r"replay.success_factor=0.5 is not allowed: expected a number of at least 1, or null",
+    ):
+        replace(CONFIG, success_factor=0.5)
 
 
 def test_other_shape_or_capacity_is_refused_by_name(tmp_path):
