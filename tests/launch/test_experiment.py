@@ -91,7 +91,9 @@ def test_models_are_made_for_the_rewards_that_are_run_only(tmp_path, monkeypatch
     assert [command[0] for command in commands] == ["train"]
 
 
-@pytest.mark.parametrize("name", ["metaworld_laptop", "relative_weight", "success_share", "solved_stays"])
+@pytest.mark.parametrize(
+    "name", ["metaworld_laptop", "relative_weight", "success_share", "solved_stays", "solved_ends"]
+)
 def test_the_commands_that_make_models_are_taken_by_their_verbs(name):
     plan = plan_of(compose("experiment", [f"experiment={name}"]))
     assert "relative" in plan.prepare
@@ -105,7 +107,7 @@ def test_the_commands_that_make_models_are_taken_by_their_verbs(name):
         pair = [*quality.base_overrides, *quality.expert_overrides] if is_pair else []
         model = compose("pretrain", pair)
         assert model.video.history == ("first" if is_pair else "recent")
-        holds = name == "solved_stays"
+        holds = name.startswith("solved_")
         assert model.video_training.hold_frames == (101 if holds else None)
 
 
