@@ -45,7 +45,7 @@ class ReplayConfig:
         success_share: Share of a batch, in [0, 1), that is drawn from episodes with a success alone, once there are any:
             drawn uniformly, one success among 200 episodes is half a percent of a batch. 0, as in DrQ-v2: uniform draws.
         success_factor: Of `success_share`: the share is at most so many times, at least 1, what these episodes have of the
-            replay, so that the first success does not fill it alone, 50 rows of one episode in every batch; None: no bound.
+            replay, so that the first success does not fill that share of every batch alone; None: no bound.
         absorbing_ends: Whether an episode that terminates (discount 0) goes on for ever in its last state, with the reward
             of its last step in every later one: worth r / (1 - discount) at once, nothing left to be guessed. Otherwise
             nothing comes after it.
