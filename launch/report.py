@@ -172,12 +172,25 @@ Median over seeds; `-`: not by half of the seeds or more.
 {_speed_table(plan, rows, final)}
 
 {len(done)} finished runs, {missing} of the plan not run; {sum(row["wall_s"] for row in done) / 3600:.1f} hours of wall time.
-
+{_cut_off(rows, final)}
 ![success and learned return against frames]({plan.name}.png)
 
 Top: success; dots are evaluations without noise (mean of seeds), lines the last 20 training episodes with exploration noise, bands the lowest and highest
 seed. Bottom: return of the learned reward in the same training episodes.
 """
+
+
+def _cut_off(rows: Sequence[Row], final: Final) -> str:
+    """A paragraph that names the runs which the tables leave out because they were not evaluated at their end."""
+    last: dict[tuple[str, str, int], Row] = {}
+    for row in rows:
+        if row["phase"] == "eval" and row["seed"] not in final.get((row["task"], row["reward"]), {}):
+            last[_key(row)] = max(last.get(_key(row), row), row, key=lambda r: r["agent_steps"])
+    runs = [
+        f"{task} `{reward}` seed {seed} ({row['success']:.0%} at {row['agent_steps']:,} agent steps)"
+        for (task, reward, seed), row in last.items()
+    ]
+    return f"\nCut off, and in no table above: {', '.join(runs)}.\n" if runs else ""
 
 
 def _success_table(plan: Plan, final: Final) -> str:

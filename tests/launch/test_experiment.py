@@ -174,6 +174,8 @@ def test_the_report_counts_what_is_in_the_csv():
     assert "| tasks solved | 1 of 1 | 0 of 1 |" in text
     assert "| reach | 150 | - |" in text
     assert "3 finished runs, 5 of the plan not run" in text
+    assert "Cut off, and in no table above: reach `sparse` seed 1 (100% at 100 agent steps).\n" in text
+    assert "Cut off" not in markdown(PLAN, [r for r in rows if r["agent_steps"] == 200])
     assert "door-close" not in text.partition("## Success")[2]
 
 
