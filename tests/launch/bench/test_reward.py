@@ -37,10 +37,10 @@ def test_the_reference_equals_the_published_values(golden, networks):  # noqa: F
     close(values, io["entropy_noise1/raw_reward"])
 
 
-def test_checks_compare_both_sides_and_refuse_a_difference():
+def test_checks_compare_both_sides_and_refuse_a_difference(tmp_path):
     model, codec = tiny_model(), tiny_codec()
     rewards = {
-        precision: DiffusionReward(model, codec, META, DiffusionRewardConfig(precision=precision), "/tmp")
+        precision: DiffusionReward(model, codec, META, DiffusionRewardConfig(precision=precision), tmp_path)
         for precision in ("float32", "bfloat16")
     }
     frames = random_video(0, 4)
