@@ -106,6 +106,8 @@ def collect(config: DictConfig) -> int:
         return _collect_set(config)
     if config.source is None and (config.path is not None or config.name is not None):
         raise UsageError("path= and name= are for videos that exist already; say source=videos or source=run")
+    if config.only_failures and str(config.source) != "run":
+        raise UsageError("only_failures is for source=run; it keeps the failed episodes of a run's replay")
     if str(config.source) == "videos":
         return _import_videos(config)
     if str(config.source) == "run":

@@ -1,6 +1,7 @@
 """Videos of a training run's own policy, from its replay: what its reward was maximised by, and not only what experts do.
 
     python launch/collect.py source=run path=runs/<run> behaviour=policy episodes=24 validation_every=2 out=data/<task>/policy
+    (only_failures=true: what a base model may learn from without being told that success is common)
 
 A reward that a policy has found a way around gives these videos more than an expert's (docs/results.md).
 """
@@ -12,6 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig
 
 from launch.cli import UsageError, build
@@ -23,7 +25,7 @@ from learner.replay import EpisodeStore
 from models.episode import Episode
 from models.videos import write_videos
 
-TAKEN = ("source", "path", "behaviour", "episodes", "validation_every", "out")
+TAKEN = ("source", "path", "behaviour", "episodes", "only_failures", "validation_every", "out")
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class RunSettings:
         path: Its folder.
         behaviour: What the videos are called, anything but "expert".
         episodes: At most so many, the newest of the replay; 1 or more.
+        only_failures: Leave out episodes with a success.
         validation_every: Every n-th is held out (0: none).
     """
 
     path: str
     behaviour: str
     episodes: int = 20
+    only_failures: bool = False
     validation_every: int = 5
 
     def __post_init__(self) -> None:
@@ -59,7 +63,7 @@ def import_run(config: DictConfig, out: Path) -> int:
         out: New folder.
 
     Raises:
-        UsageError: if `path` is no run folder, the run is going on, its replay has no episodes, or a key is given that
+        UsageError: if `path` is no run folder, the run is going on, its replay has no such episodes, or a key is given that
             the run answers.
     """
     given = {override.partition("=")[0] for override in config.overrides}
@@ -69,9 +73,10 @@ def import_run(config: DictConfig, out: Path) -> int:
     folder = RunFolder.open(absolute_path(settings.path, "path"))
     run = train_settings(folder.config())
     env = run.env
-    episodes = newest_episodes(folder, run, settings.episodes)
+    episodes = newest_episodes(folder, run, settings.episodes, settings.only_failures)
     if not episodes:
-        raise UsageError(f"the replay of {folder.path} has no episodes; let the run go on, then try again")
+        wanted = "failed episodes" if settings.only_failures else "episodes"
+        raise UsageError(f"the replay of {folder.path} has no {wanted}; let the run go on, then try again")
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -98,22 +103,30 @@ def import_run(config: DictConfig, out: Path) -> int:
     return 0
 
 
-def newest_episodes(folder: RunFolder, run: TrainSettings, most: int) -> list[Episode]:
+def newest_episodes(
+    folder: RunFolder, run: TrainSettings, most: int, only_failures: bool = False
+) -> list[Episode]:
     """The newest episodes of all replay shards, oldest first.
+
+    Args:
+        folder: Of the run.
+        run: Its settings.
+        most: How many at most.
+        only_failures: Leave out episodes with a success.
 
     Raises:
         UsageError: if a process has a shard open.
     """
-    replay = run.replay_config
     found: list[Episode] = []
     for shard in sorted((folder.path / "replay").glob("shard_*")):
         try:
-            store = EpisodeStore(shard, replay, run.env.render.height_px, run.env.action_dim)
+            store = EpisodeStore(shard, run.replay_config, run.env.render.height_px, run.env.action_dim)
         except RuntimeError as error:
             raise UsageError(f"{error}; stop the run first, it can be resumed") from error
         try:
-            first = store.index.evicted + max(0, store.size_episodes - most)
-            found += store.episodes(first, replay.capacity_transitions)
+            wanted = ~store.index.succeeded if only_failures else np.ones(store.size_episodes, bool)
+            for number in store.index.evicted + np.flatnonzero(wanted)[-most:]:
+                found += store.episodes(int(number), 1)  # whole, however long
         finally:
             store.close()
     # Ids of blocks grow in the order in which they were rolled out.

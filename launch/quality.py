@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,50 @@ from reward_service.statistics import STATISTICS_FILE
 
 OTHERS = tuple(behaviour for behaviour in BEHAVIOURS if behaviour != "expert")
 EDITED = ("reversed", "frozen")
-# Videos of a policy that was trained on a learned reward, judged where `collect.py source=run` has put some.
+# Videos of a policy that was trained on a learned reward, judged and among the base's where `collect.py source=run` has put some.
 POLICY = "policy"
 # What a kind of model is trained from, in the order in which they are made; a codec reads videos only.
 NEEDS = {"codec": (), "video": ("codec",), "videogpt": ("codec",), "base": ("codec",), "relative": ("base",)}
 # Whose videos a kind sees, where not only the expert's. Random and wandering arms show the codec what else a picture may be.
 SEEN = {"codec": ("expert", "random", "wander"), "base": LEARNED_FROM, "relative": LEARNED_FROM}
+
+
+@dataclass(frozen=True)
+class Videos:
+    """Where the videos lie.
+
+    Attributes:
+        root: <root>/<task>/<behaviour>.
+        policy_root: <policy_root>/<task> are those of policies; None: the behaviour "policy", as any other.
+    """
+
+    root: Path
+    policy_root: Path | None = None
+
+    def folder(self, task: str, behaviour: str) -> Path:
+        """Of a task's videos of a behaviour."""
+        if behaviour == POLICY and self.policy_root is not None:
+            return self.policy_root / task
+        return self.root / task / behaviour
+
+    def has_policy(self, task: str) -> bool:
+        """Whether there are videos of a policy."""
+        return (self.folder(task, POLICY) / "index.json").exists()
+
+    def behaviours(self, task: str) -> tuple[str, ...]:
+        """All whose videos are judged."""
+        return (*BEHAVIOURS, POLICY) if self.has_policy(task) else BEHAVIOURS
+
+    def learned_by(self, kind: str, tasks: Sequence[str]) -> str:
+        """Folders of the videos that a kind of model learns from, with commas between them."""
+        return ",".join(
+            str(self.folder(task, behaviour))
+            for task in tasks
+            for behaviour in (
+                *SEEN.get(kind, ("expert",)),
+                *([POLICY] if kind in ("base", "relative") and self.has_policy(task) else []),
+            )
+        )
 
 
 def main() -> None:
@@ -74,7 +113,16 @@ def quality(config: DictConfig) -> int:
     out = absolute_path(config.out if config.out is not None else default, "out")
     if out.exists():
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
-    data = absolute_path(str(config.data), "data")
+    data = Videos(
+        absolute_path(str(config.data), "data"),
+        None if config.policy_data is None else absolute_path(str(config.policy_data), "policy_data"),
+    )
+    for task in tasks if config.policy_data is not None else ():
+        if not data.has_policy(task):
+            raise UsageError(
+                f"policy_data={config.policy_data}, but {data.folder(task, POLICY)} has no videos; make them with "
+                f"`python launch/collect.py source=run path=<run> behaviour={POLICY} out=...`, or leave policy_data out"
+            )
     checkpoints = absolute_path(str(config.checkpoints), "checkpoints")
     models = name if config.models_of is None else str(config.models_of)
     frozen = {reward: _checkpoint(config, reward, checkpoints, models) for reward in rewards}
@@ -89,7 +137,7 @@ def quality(config: DictConfig) -> int:
     out.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for task in judged:
-        videos = {b: read_videos(data / task / b) for b in _behaviours(data, task)}
+        videos = {b: read_videos(data.folder(task, b)) for b in data.behaviours(task)}
         for reward in rewards:
             score = _scorer(config, reward, frozen[reward], task, videos["random"], data)
             row = {
@@ -212,7 +260,7 @@ def _scorer(
     checkpoint: Path | None,
     task: str,
     random_videos: VideoSet,
-    data: Path,
+    data: Videos,
 ) -> Scorer:
     if checkpoint is not None:
         settings = _settings(config, "score", reward, task)
@@ -222,13 +270,13 @@ def _scorer(
     if settings.bonus.name == "none":
         return sparse_scorer
     if "videos" in settings.bonus:
-        settings.bonus.videos = str(data / task / "expert")
+        settings.bonus.videos = str(data.folder(task, "expert"))
     return learning_scorer(settings, random_videos, config.bonus_updates, config.seed)
 
 
-def _collect_missing(config: DictConfig, task: str, data: Path) -> None:
+def _collect_missing(config: DictConfig, task: str, data: Videos) -> None:
     for behaviour in BEHAVIOURS:
-        folder = data / task / behaviour
+        folder = data.folder(task, behaviour)
         if (folder / "index.json").exists():
             _require_camera(config.camera, folder)
             continue
@@ -274,7 +322,7 @@ def _require_models(frozen: Mapping[str, Path | None], models: str) -> None:
 
 
 def _measure_missing(
-    config: DictConfig, tasks: Sequence[str], data: Path, frozen: Mapping[str, Path | None]
+    config: DictConfig, tasks: Sequence[str], data: Videos, frozen: Mapping[str, Path | None]
 ) -> None:
     """Statistics of the tasks that a model has not seen, from their videos, into the model's folder."""
     # Rewards of one model share its statistics; any of them has all computed.
@@ -285,14 +333,14 @@ def _measure_missing(
             what = f"statistics of {task} for {folder}"
             common = [f"task={task}", f"preset={config.preset_name}", f"device={config.device}"]
             arguments = [*common, "stage=statistics", f"reward={reward}"]
-            videos = f"data=[{_videos_of(folder.parent.name, [task], data)}]"
+            videos = f"data=[{data.learned_by(folder.parent.name, [task])}]"
             run_step(what, ["pretrain", *arguments, videos, f"out={folder}"])
 
 
 def _train_missing(
     config: DictConfig,
     tasks: Sequence[str],
-    data: Path,
+    data: Videos,
     checkpoints: Path,
     name: str,
     frozen: Mapping[str, Path | None],
@@ -315,7 +363,7 @@ def _train_missing(
         if (folder / "summary.json").exists():
             continue
         stage = "video" if kind == "base" else kind
-        arguments = [f"stage={stage}", f"data=[{_videos_of(kind, tasks, data)}]", f"out={folder}"]
+        arguments = [f"stage={stage}", f"data=[{data.learned_by(kind, tasks)}]", f"out={folder}"]
         if "codec" in NEEDS[kind]:
             arguments.append(f"codec_checkpoint={codec}")
         if kind == "base":
@@ -332,25 +380,6 @@ def _train_missing(
             section = "video" if pair else kind
             arguments.append(f"{section}_training.train_steps={steps}")
         run_step(f"{kind} of {name}", ["pretrain", *common, *arguments])
-
-
-def _videos_of(kind: str, tasks: Sequence[str], data: Path) -> str:
-    return ",".join(
-        str(data / task / behaviour)
-        for task in tasks
-        for behaviour in (
-            *SEEN.get(kind, ("expert",)),
-            *([POLICY] if kind in ("base", "relative") and _has_policy(data, task) else []),
-        )
-    )
-
-
-def _behaviours(data: Path, task: str) -> tuple[str, ...]:
-    return (*BEHAVIOURS, POLICY) if _has_policy(data, task) else BEHAVIOURS
-
-
-def _has_policy(data: Path, task: str) -> bool:
-    return (data / task / POLICY / "index.json").exists()
 
 
 if __name__ == "__main__":

@@ -56,28 +56,39 @@ def test_videos_of_another_camera_are_refused_and_missing_ones_are_of_the_one_as
     commands = []
     monkeypatch.setattr(quality, "run_step", lambda _name, arguments: commands.append(arguments))
     config = compose("quality", ["camera=close"])
-    quality._collect_missing(config, "reach", tmp_path)
+    quality._collect_missing(config, "reach", quality.Videos(tmp_path))
     assert len(commands) == len(BEHAVIOURS)
     assert all(compose("collect", c[1:]).env.render.camera == "close" for c in commands)
     (tmp_path / "reach/expert").mkdir(parents=True)
     (tmp_path / "reach/expert/index.json").write_text('{"render": {"camera": "corner2"}}')
     with pytest.raises(UsageError, match=r"camera=close, but the videos in .*/reach/expert are of 'corner2'"):
-        quality._collect_missing(config, "reach", tmp_path)
+        quality._collect_missing(config, "reach", quality.Videos(tmp_path))
 
 
 def test_videos_of_a_policy_are_judged_where_there_are_some(tmp_path):
     (tmp_path / "reach/policy").mkdir(parents=True)
     (tmp_path / "reach/policy/index.json").write_text("{}")
-    assert quality._behaviours(tmp_path, "reach") == (*BEHAVIOURS, "policy")
-    assert quality._behaviours(tmp_path, "dial-turn") == BEHAVIOURS
-    assert f"{tmp_path}/reach/policy" in quality._videos_of("base", ["reach"], tmp_path).split(",")
-    assert quality._videos_of("video", ["reach"], tmp_path) == f"{tmp_path}/reach/expert"
+    videos = quality.Videos(tmp_path)
+    assert videos.behaviours("reach") == (*BEHAVIOURS, "policy")
+    assert videos.behaviours("dial-turn") == BEHAVIOURS
+    assert f"{tmp_path}/reach/policy" in videos.learned_by("base", ["reach"]).split(",")
+    assert videos.learned_by("video", ["reach"]) == f"{tmp_path}/reach/expert"
     # What only shows whether a reward knows what the arm moves to is never learned from.
-    assert "misdirected" in BEHAVIOURS and "misdirected" not in quality._videos_of(
-        "base", ["reach"], tmp_path
-    )
-    codec = quality._videos_of("codec", ["reach"], tmp_path).split(",")
+    assert "misdirected" in BEHAVIOURS and "misdirected" not in videos.learned_by("base", ["reach"])
+    codec = videos.learned_by("codec", ["reach"]).split(",")
     assert codec == [f"{tmp_path}/reach/{behaviour}" for behaviour in ("expert", "random", "wander")]
+
+
+def test_videos_of_a_policy_may_lie_elsewhere_but_must_be_there(tmp_path):
+    (tmp_path / "first/reach").mkdir(parents=True)
+    (tmp_path / "first/reach/index.json").write_text("{}")
+    videos = quality.Videos(tmp_path / "data", tmp_path / "first")
+    assert videos.learned_by("base", ["reach"]).split(",")[-1] == f"{tmp_path}/first/reach"
+    assert videos.folder("reach", "expert") == tmp_path / "data/reach/expert"
+    with pytest.raises(UsageError, match=r"policy_data=.*, but .*/first/dial-turn has no videos"):
+        quality.quality(
+            compose("quality", ["task=dial-turn", f"policy_data={tmp_path}/first", f"out={tmp_path}/q"])
+        )
 
 
 def test_models_are_trained_with_the_overrides_of_their_kind(tmp_path, monkeypatch):
