@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from actors.envs.registry import EnvConfig, make_env
-from actors.noise import correlated
+from actors.noise import Excursions, correlated
 from actors.policy import NO_VERSION, NoWeightsError, Policy, PullWeights
 from actors.recording import EpisodeRecorder, run_wave, waves
 from actors.seeding import block_generator, training_seed
@@ -30,6 +30,8 @@ class RolloutConfig:
         stddev_duration_steps: Global agent steps of the linear decay, 1 or more.
         noise_correlation: Correlation of the exploration, noise and uniform actions alike, from one agent step of an
             episode to the next, in [0, 1); 0 in the paper.
+        excursion_prob: Probability per agent step that a random action begins which is held for a while, in [0, 1)
+            (`actors.noise.Excursions`); 0 in the paper.
         dense: Whether episodes carry the simulator's shaped reward in place of the sparse one.
     """
 
@@ -41,6 +43,7 @@ class RolloutConfig:
     stddev_end: float = 0.1
     stddev_duration_steps: int = 3_000_000
     noise_correlation: float = 0.0
+    excursion_prob: float = 0.0
     dense: bool = False
 
     def __post_init__(self) -> None:
@@ -57,8 +60,10 @@ class RolloutConfig:
             value = getattr(self, key)
             if not value >= minimum:
                 raise ValueError(f"{key} is {value!r}, expected {minimum} or more")
-        if not 0.0 <= self.noise_correlation < 1.0:
-            raise ValueError(f"noise_correlation is {self.noise_correlation!r}, expected in [0, 1)")
+        for key in ("noise_correlation", "excursion_prob"):
+            value = getattr(self, key)
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{key} is {value!r}, expected in [0, 1)")
 
     def stddev(self, global_agent_steps: int) -> float:
         """Exploration noise at a global agent step: linear decay, then constant (DrQ-v2, arXiv 2107.09645)."""
@@ -151,11 +156,17 @@ class _Schedule:
         self._rollout, self._config, self._rng = rollout, rollout._config, rng
         self.global_steps = global_agent_steps
         self._queries = 0
-        self._noise: np.ndarray | None = None
+        self.start_wave()
 
     def start_wave(self) -> None:
         """Episodes do not share noise."""
-        self._noise = None
+        self._noise: np.ndarray | None = None
+        self._excursions = Excursions(
+            self._config.excursion_prob,
+            len(self._rollout._envs),
+            self._rollout._env_config.action_dim,
+            self._rng,
+        )
 
     def count(self, agent_steps: int) -> None:
         self.global_steps += agent_steps
@@ -171,12 +182,13 @@ class _Schedule:
                 f"{self._config.num_expl_steps}; publish version 0 before the first rollout"
             )
         stddev = self._config.stddev(self.global_steps)
-        return self._rollout._policy.act(frames, stddev, self._next_noise(len(frames)), uniform=uniform)
+        actions = self._rollout._policy.act(frames, stddev, self._next_noise(len(frames)), uniform=uniform)
+        return actions if uniform else self._excursions.replace(actions)
 
     def _next_noise(self, num_envs: int) -> np.ndarray:
         """(num_envs, A) standard normals, each an AR(1) process over the steps of its episode.
 
-        (Where episodes end early, those that go on may take over the noise of a neighbour.)
+        (Where episodes end early, those that go on may take over the noise or excursion of a neighbour.)
         """
         size = (num_envs, self._rollout._env_config.action_dim)
         fresh, correlation = self._rng.standard_normal(size, dtype=np.float32), self._config.noise_correlation

@@ -54,7 +54,7 @@ class RolloutActor:
             num_threads: Torch threads of this process.
             egl_device: GPU that draws the frames, where there are several; None leaves the choice to EGL.
             rollout: Fields of `RolloutConfig`: seed, num_envs, weight_refresh_steps, num_expl_steps, stddev_start,
-                stddev_end, stddev_duration_steps, noise_correlation, dense.
+                stddev_end, stddev_duration_steps, noise_correlation, excursion_prob, dense.
         """
         torch.set_num_threads(num_threads)
         if egl_device is not None:

@@ -220,6 +220,7 @@ def make_rollout(settings: TrainSettings, slot: int) -> Any:
             stddev_end=agent.stddev_end,
             stddev_duration_steps=agent.stddev_duration_steps,
             noise_correlation=agent.noise_correlation,
+            excursion_prob=agent.excursion_prob,
             dense=settings.reward.environment == "dense",
             egl_device=_egl_device(settings.cluster, slot),
         )

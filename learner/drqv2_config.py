@@ -27,6 +27,8 @@ class DrQV2Config:
         num_expl_steps: Agent steps at the start whose actions are uniform, at least 0.
         noise_correlation: Correlation of the exploration noise from one agent step to the next, in [0, 1); 0 in the paper.
             What updates add to actions is never correlated.
+        excursion_prob: Probability per agent step, in [0, 1), that a rollout begins to hold a random action, for n agent steps
+            with a probability that falls as 1 / n^2 (epsilon-z-greedy, Dabney et al., arXiv 2006.01782); 0 in the paper.
         acting_ema_decay: Decay per update, in [0, 1), of the moving average of the weights with which the policy acts and is
             evaluated; updates go on from the last weights. 0, the last weights alone, in the paper.
         shift_pad_px: Largest shift of the augmentation in pixels, at least 0.
@@ -53,6 +55,7 @@ class DrQV2Config:
     stddev_clip: float = 0.3
     num_expl_steps: int = 2000
     noise_correlation: float = 0.0
+    excursion_prob: float = 0.0
     acting_ema_decay: float = 0.0
     shift_pad_px: int = 4
     dormant_threshold: float = 0.025
@@ -70,7 +73,7 @@ class DrQV2Config:
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
         for name in ("lr", "stddev_clip", "value_scale"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("noise_correlation", "acting_ema_decay"):
+        for name in ("noise_correlation", "excursion_prob", "acting_ema_decay"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         require(0 < self.critic_target_tau <= 1, "critic_target_tau", self.critic_target_tau, "in (0, 1]")
         strides_ok = len(self.encoder_strides) > 0 and min(self.encoder_strides) >= 1

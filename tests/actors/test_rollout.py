@@ -89,6 +89,36 @@ def test_noise_is_correlated_within_an_episode_only(fake_rollout, correlation):
     assert np.abs(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.3
 
 
+def test_excursions_hold_an_action_and_end(fake_rollout):
+    def actions(prob, num_expl_steps=0):
+        rollout, policy, _ = fake_rollout(
+            rewards=[0] * 250,
+            num_envs=2,
+            num_expl_steps=num_expl_steps,
+            stddev_start=0.0,
+            stddev_end=0.0,
+            excursion_prob=prob,
+        )
+        episodes, _ = rollout.collect("b", 40, 0)
+        return np.stack([e.actions for e in episodes])  # (40, 250, A)
+
+    calm, found = actions(0.0), actions(0.05)
+    assert (calm == calm[0, 0]).all()
+    away = (found != calm).any(-1)
+    lengths = []
+    for episode, is_away in zip(found, away):
+        edges = np.flatnonzero(np.abs(np.diff(episode, axis=0)).any(-1)) + 1  # where an action is replaced
+        parts = np.split(np.arange(len(episode)), edges)
+        lengths += [len(part) for part in parts if is_away[part[0]]]
+    # Of zeta(2)-distributed lengths 61 % are one step, 10 % are six or more; begun at each twentieth other step.
+    assert np.mean(np.array(lengths) == 1) == pytest.approx(0.61, abs=0.08)
+    assert np.mean(np.array(lengths) >= 6) == pytest.approx(0.11, abs=0.05)
+    assert len(lengths) == pytest.approx(0.05 * (~away).sum(), rel=0.2)
+    assert np.abs(found[away]).max() <= 1.0 and not np.array_equal(found[0], found[1])
+    # Where all actions are random anyway, nothing is held.
+    np.testing.assert_array_equal(actions(0.5, 10**6), actions(0.0, 10**6))
+
+
 @pytest.mark.parametrize(
     ("steps", "stddev"), [(0, 1.0), (1_500_000, 0.55), (3_000_000, 0.1), (9_000_000, 0.1), (1_033_333, 0.69)]
 )
@@ -148,6 +178,7 @@ def test_a_lost_block_is_made_again_exactly():
         {"weight_refresh_steps": 0},
         {"seed": -1},
         {"noise_correlation": 1.0},
+        {"excursion_prob": -0.1},
     ],
 )
 def test_bad_config_names_the_key(change):
