@@ -91,7 +91,7 @@ def test_noise_is_correlated_within_an_episode_only(fake_rollout, correlation):
 
 def test_excursions_hold_an_action_and_end(fake_rollout):
     def actions(prob, num_expl_steps=0):
-        rollout, policy, _ = fake_rollout(
+        rollout, _, _ = fake_rollout(
             rewards=[0] * 250,
             num_envs=2,
             num_expl_steps=num_expl_steps,
