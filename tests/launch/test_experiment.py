@@ -117,7 +117,8 @@ def test_a_model_that_takes_several_commands_is_made_on_from_where_it_was_left(t
 
 
 @pytest.mark.parametrize(
-    "name", ["metaworld_laptop", "relative_weight", "success_share", "solved_stays", "solved_ends"]
+    "name",
+    ["metaworld_laptop", "relative_weight", "success_share", "solved_stays", "solved_ends", "excursions"],
 )
 def test_the_commands_that_make_models_are_taken_by_their_verbs(name):
     plan = plan_of(compose("experiment", [f"experiment={name}"]))
@@ -132,7 +133,7 @@ def test_the_commands_that_make_models_are_taken_by_their_verbs(name):
         pair = [*quality.base_overrides, *quality.expert_overrides] if is_pair else []
         model = compose("pretrain", pair)
         assert model.video.history == ("first" if is_pair else "recent")
-        holds = name.startswith("solved_")
+        holds = name in ("solved_stays", "solved_ends", "excursions")
         assert model.video_training.hold_frames == (101 if holds else None)
 
 
