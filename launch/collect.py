@@ -104,15 +104,10 @@ def collect(config: DictConfig) -> int:
         if str(config.source) in ("videos", "run"):
             raise UsageError(f"source={config.source} imports one task; call it for each, without task_set=")
         return _collect_set(config)
-    if config.source is None and (config.path is not None or config.name is not None):
-        raise UsageError("path= and name= are for videos that exist already; say source=videos or source=run")
-    if config.only_failures and str(config.source) != "run":
-        raise UsageError("only_failures is for source=run; it keeps the failed episodes of a run's replay")
+    _require_keys_of_the_source(config)
     if str(config.source) == "videos":
         return _import_videos(config)
     if str(config.source) == "run":
-        if config.path is None or config.out is None:
-            raise UsageError("source=run needs path=<run folder of train.py> and out=<new folder>")
         return _source("run")(config, _new_folder(str(config.out)))
     settings = build(CollectSettings, {name: config[name] for name in CollectSettings.__dataclass_fields__})
     default = f"data/{settings.env.task}/{settings.behaviour}"
@@ -154,6 +149,17 @@ def collect(config: DictConfig) -> int:
         raise
     print(f"[collect] {count} {settings.behaviour} videos of {settings.env.task}: {out}")
     return 0
+
+
+def _require_keys_of_the_source(config: DictConfig) -> None:
+    """Refuses keys of another source, which would mean nothing, and a run without its own."""
+    is_run = str(config.source) == "run"
+    if config.source is None and (config.path is not None or config.name is not None):
+        raise UsageError("path= and name= are for videos that exist already; say source=videos or source=run")
+    if config.only_failures and not is_run:
+        raise UsageError("only_failures is for source=run; it keeps the failed episodes of a run's replay")
+    if is_run and (config.path is None or config.out is None):
+        raise UsageError("source=run needs path=<run folder of train.py> and out=<new folder>")
 
 
 def _import_videos(config: DictConfig) -> int:

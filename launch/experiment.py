@@ -44,9 +44,8 @@ class Plan:
         seeds: Of the runs, 0 or more each.
         train: Overrides of every run.
         own: Reward -> overrides of its runs.
-        prepare: Reward -> the command (verb, then overrides) that makes its `reward.checkpoint` where it is missing, or
-            several in order. One whose `out=` is there is not done again, a training goes on. In both, {task} stands for
-            the run's task.
+        prepare: Reward -> the command (verb, then overrides) that makes its `reward.checkpoint` where it is missing. In
+            both, {task} stands for the run's task.
     """
 
     name: str
@@ -82,12 +81,6 @@ class Plan:
         raise ValueError(
             f"prepare has a command for {reward!r}, but own[{reward!r}] has no reward.checkpoint=..."
         )
-
-    def commands(self, reward: str, task: str) -> list[list[str]]:
-        """What makes the model of a reward for a task, in order: verb, then overrides; empty if the plan does not say."""
-        given = (self.prepare or {}).get(reward, ())
-        lines = [given] if isinstance(given, str) else given
-        return [shlex.split(str(line).replace("{task}", task)) for line in lines]
 
     def runs(self) -> list[Run]:
         """Every run, seed by seed, so that a first seed of everything is there early."""
@@ -187,18 +180,12 @@ def prepare(plan: Plan, run: Run) -> None:
     Raises:
         RuntimeError: if it cannot be made.
     """
-    commands = plan.commands(run.reward, run.task)
-    if not commands or absolute_path(plan.checkpoint(run.reward, run.task), "reward.checkpoint").exists():
+    if run.reward not in (plan.prepare or {}):
         return
-    for number, (verb, *arguments) in enumerate(commands, 1):
-        given = next((a.partition("=")[2] for a in arguments if a.startswith("out=")), None)
-        out = None if given is None else absolute_path(given, "out")
-        if verb == "train" and out is not None and state_of(out) == "interrupted":
-            arguments = [f"resume={out}"]
-        elif out is not None and (state_of(out) == "finished" if verb == "train" else out.exists()):
-            continue
-        name = f"making {plan.checkpoint(run.reward, run.task)}, {number} of {len(commands)}"
-        run_step(name, [verb, *arguments])
+    checkpoint = plan.checkpoint(run.reward, run.task)
+    if not absolute_path(checkpoint, "reward.checkpoint").exists():
+        command = str(plan.prepare[run.reward]).replace("{task}", run.task)
+        run_step(f"making {checkpoint}", shlex.split(command))
 
 
 def state_of(path: Path) -> str:

@@ -93,7 +93,7 @@ def quality(config: DictConfig) -> int:
     """Makes what is missing, judges every reward on every task, writes the tables.
 
     Raises:
-        UsageError: for an unknown reward or set, or an output folder that exists.
+        UsageError: for an unknown reward or set, an output folder that exists, or videos of a policy that are missing.
         RuntimeError: if collecting or training fails.
     """
     rewards = [str(name) for name in config.rewards]
@@ -113,16 +113,7 @@ def quality(config: DictConfig) -> int:
     out = absolute_path(config.out if config.out is not None else default, "out")
     if out.exists():
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
-    data = Videos(
-        absolute_path(str(config.data), "data"),
-        None if config.policy_data is None else absolute_path(str(config.policy_data), "policy_data"),
-    )
-    for task in tasks if config.policy_data is not None else ():
-        if not data.has_policy(task):
-            raise UsageError(
-                f"policy_data={config.policy_data}, but {data.folder(task, POLICY)} has no videos; make them with "
-                f"`python launch/collect.py source=run path=<run> behaviour={POLICY} out=...`, or leave policy_data out"
-            )
+    data = _videos(config, tasks)
     checkpoints = absolute_path(str(config.checkpoints), "checkpoints")
     models = name if config.models_of is None else str(config.models_of)
     frozen = {reward: _checkpoint(config, reward, checkpoints, models) for reward in rewards}
@@ -152,6 +143,20 @@ def quality(config: DictConfig) -> int:
     (out / "quality.md").write_text(text)
     print(f"\n{text}\nwritten: {out}/quality.md, quality.json")
     return 0
+
+
+def _videos(config: DictConfig, tasks: Sequence[str]) -> Videos:
+    root = absolute_path(str(config.data), "data")
+    if config.policy_data is None:
+        return Videos(root)
+    data = Videos(root, absolute_path(str(config.policy_data), "policy_data"))
+    for task in tasks:
+        if not data.has_policy(task):
+            raise UsageError(
+                f"policy_data={config.policy_data}, but {data.folder(task, POLICY)} has no videos; make them with "
+                f"`python launch/collect.py source=run path=<run> behaviour={POLICY} out=...`, or leave policy_data out"
+            )
+    return data
 
 
 def judge(score: Scorer, videos: Mapping[str, VideoSet], *, can_edit: bool = True) -> dict[str, Any]:
