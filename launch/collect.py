@@ -43,8 +43,13 @@ SOURCES = {
     "minari": "launch.import_minari:import_minari",
     "run": "launch.import_run:import_run",
 }
-
-NOT_FOR_VIDEOS = ("episodes", "seed", "workers", "expert", "trust_expert", "minari_replay", "keep_failures")
+# The keys that only some sources know; None rolls out.
+SOURCE_KEYS: dict[str | None, tuple[str, ...]] = {
+    None: ("episodes", "seed", "workers", "expert", "trust_expert"),
+    "videos": ("path", "name", "fps", "source_fps", "fit", "crop", "start_s", "end_s", "max_frames"),
+    "minari": ("episodes", "minari_replay", "keep_failures"),
+    "run": ("path", "episodes", "only_failures"),
+}
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,11 @@ def collect(config: DictConfig) -> int:
         UsageError: if a setting is bad or the folder exists.
         TooFewSuccessesError: if the expert fails too often.
     """
+    _require_keys_of_the_source(config)
     if config.task_set is not None:
         if str(config.source) in ("videos", "run"):
             raise UsageError(f"source={config.source} imports one task; call it for each, without task_set=")
         return _collect_set(config)
-    _require_keys_of_the_source(config)
     if str(config.source) == "videos":
         return _import_videos(config)
     if str(config.source) == "run":
@@ -153,23 +158,26 @@ def collect(config: DictConfig) -> int:
 
 def _require_keys_of_the_source(config: DictConfig) -> None:
     """Refuses keys of another source, which would mean nothing, and a run without its own."""
-    is_run = str(config.source) == "run"
-    if config.source is None and (config.path is not None or config.name is not None):
-        raise UsageError("path= and name= are for videos that exist already; say source=videos or source=run")
-    if config.only_failures and not is_run:
-        raise UsageError("only_failures is for source=run; it keeps the failed episodes of a run's replay")
-    if is_run and (config.path is None or config.out is None):
-        raise UsageError("source=run needs path=<run folder of train.py> and out=<new folder>")
+    source = None if config.source is None else str(config.source).partition(":")[0]
+    if source not in SOURCE_KEYS:
+        raise UsageError(f"unknown source {source!r}; {suggest(str(source), SOURCES)}")
+    if source == "run":
+        if config.path is None or config.out is None:
+            raise UsageError("source=run needs path=<run folder of train.py> and out=<new folder>")
+        return  # The importer refuses all but its own keys.
+    given = {override.partition("=")[0] for override in config.overrides}
+    sources = {key: [name for name in SOURCE_KEYS if key in SOURCE_KEYS[name]] for key in given}
+    if meaningless := sorted(key for key in given if sources[key] and source not in sources[key]):
+        others = sorted({f"source={name}" for key in meaningless for name in sources[key] if name})
+        here = "videos that are rolled out (source=null)" if source is None else f"source={source}"
+        raise UsageError(
+            f"{', '.join(meaningless)} mean nothing there: {here} takes {', '.join(SOURCE_KEYS[source])}; leave them out"
+            + (f", or say {' or '.join(others)}" if others else "")
+        )
 
 
 def _import_videos(config: DictConfig) -> int:
     """Runs the importer of people's own videos, whose task may be none of the simulator's."""
-    given = {override.partition("=")[0] for override in config.overrides}
-    meaningless = sorted(given & set(NOT_FOR_VIDEOS))
-    if meaningless:
-        raise UsageError(
-            f"source=videos takes every video of path=; {', '.join(meaningless)} mean nothing there, leave them out"
-        )
     task = config.name if config.name is not None else config.env.task
     default = f"data/{task}/{config.behaviour}"
     return _source("videos")(config, _new_folder(config.out if config.out is not None else default))
@@ -202,9 +210,7 @@ def _collect_set(config: DictConfig) -> int:
 
 def _source(name: str) -> Callable[[DictConfig, Path], int]:
     """What imports videos from a source."""
-    kind, _, _ = name.partition(":")
-    if kind not in SOURCES:
-        raise UsageError(f"unknown source {name!r}; {suggest(kind, SOURCES)}")
+    kind = name.partition(":")[0]
     module, _, function = SOURCES[kind].partition(":")
     importer: Callable[[DictConfig, Path], int] = getattr(importlib.import_module(module), function)
     return importer

@@ -78,8 +78,6 @@ def test_episodes_with_a_success_can_be_left_out(run, tmp_path, capsys):
     assert take(f"path={run.path}", "behaviour=policy", "episodes=2", "only_failures=true", f"out={out}") == 0
     assert "2 policy videos of reach, 0 of them a success" in capsys.readouterr().out
     assert [int(e.frames[0, 0, 0, 0]) for e in read_videos(out).episodes] == [2, 3]
-    with pytest.raises(UsageError, match="only_failures is for source=run"):
-        collect(compose("collect", ["only_failures=true"]))
 
 
 def test_what_cannot_be_meant_is_refused(run, tmp_path):
