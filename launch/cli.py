@@ -258,7 +258,7 @@ def main(
             show(OmegaConf.to_yaml(config))
             return
         code = run(config)
-    except (ValueError, FileNotFoundError, FileExistsError, OSError, RuntimeError) as error:
+    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         if os.environ.get("DRR_DEBUG"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)

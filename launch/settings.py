@@ -227,9 +227,13 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.console not in ("auto", "live", "lines", "off"):
             raise ValueError(f"console must be auto, live, lines or off, got {self.console!r}")
-        for name in ("total_agent_steps", "eval_every_agent_steps", "eval_episodes", "keep_checkpoints"):
+        counts = ("total_agent_steps", "eval_every_agent_steps", "eval_episodes", "keep_checkpoints")
+        for name in (*counts, "updates_per_call", "video_fps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("checkpoint_every_s", "log_every_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.eval_videos > self.eval_episodes or self.eval_videos < 0:
             raise ValueError(
                 f"eval_videos must be in [0, eval_episodes={self.eval_episodes}], got {self.eval_videos}"

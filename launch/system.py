@@ -178,6 +178,8 @@ def _learner(settings: TrainSettings) -> Any:
             weight_store="weights",
             seed=settings.seed,
             device="cuda" if cluster.learner_gpus > 0 else "cpu",
+            success_share=settings.replay.success_share,
+            success_factor=settings.replay.success_factor,
         )
     )
 

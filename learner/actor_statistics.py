@@ -33,6 +33,7 @@ def policy_statistics(
     Returns:
         "actor_logprob" and "actor_ent", scalar float32 tensors in nats, summed over the A entries.
     """
+    stddev = stddev.clamp(min=1e-6)  # no noise at all has no density
     policy = torch.distributions.Normal(mean, stddev, validate_args=False)
     return {
         "actor_logprob": policy.log_prob(action).sum(-1).mean(),

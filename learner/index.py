@@ -67,6 +67,11 @@ class EpisodeIndex:
         """Number of different n-step transitions that can be drawn."""
         return int(self._ends[self._end - 1]) - self._starts_dropped if len(self) else 0
 
+    @property
+    def size_success_starts(self) -> int:
+        """Number of those that start in an episode with a success."""
+        return int(count_starts(self.steps, self.n_step)[self.succeeded].sum())
+
     def append(self, start_row: int, steps: int, succeeded: bool = False) -> None:
         """Adds the newest episode."""
         if self._end == len(self._steps):
@@ -103,7 +108,6 @@ class EpisodeIndex:
         batch_size: int,
         rng: np.random.Generator,
         success_share: float = 0.0,
-        success_factor: float | None = None,
     ) -> tuple[np.ndarray, int]:
         """Draws start rows with replacement; there must be at least one.
 
@@ -112,7 +116,6 @@ class EpisodeIndex:
             rng: Source of the draw.
             success_share: Probability with which a row is drawn from the successful episodes alone, once there are any;
                 otherwise it is drawn from all.
-            success_factor: That probability is at most so many times the share of start rows that are theirs; None: no bound.
 
         Returns:
             (B,) int64 start rows, not taken modulo the ring, and the number of the oldest episode among them.
@@ -120,19 +123,14 @@ class EpisodeIndex:
         ends = self._ends[self._first : self._end]
         start = self._starts_dropped + rng.integers(self.size_starts, size=batch_size)
         if success_share > 0:
-            start = self._move_to_successes(start, ends, rng, success_share, success_factor)
+            start = self._move_to_successes(start, ends, rng, success_share)
         episode = np.searchsorted(ends, start, side="right")
         starts = count_starts(self.steps[episode], self.n_step)
         rows = self.start_rows[episode] + start - (ends[episode] - starts)
         return rows, self.evicted + int(episode.min())
 
     def _move_to_successes(
-        self,
-        start: np.ndarray,
-        ends: np.ndarray,
-        rng: np.random.Generator,
-        share: float,
-        factor: float | None,
+        self, start: np.ndarray, ends: np.ndarray, rng: np.random.Generator, share: float
     ) -> np.ndarray:
         """Puts a share of drawn starts, in place, onto starts of successful episodes, uniformly over all of theirs."""
         counts = count_starts(self.steps, self.n_step)
@@ -140,11 +138,23 @@ class EpisodeIndex:
         if not len(good):
             return start
         good_ends = np.cumsum(counts[good])
-        if factor is not None:
-            share = min(share, factor * good_ends[-1] / self.size_starts)
         moved = np.flatnonzero(rng.random(len(start)) < share)
         place = rng.integers(good_ends[-1], size=len(moved))
         which = np.searchsorted(good_ends, place, side="right")
         # Counted from the end of the episode, in both numberings.
         start[moved] = ends[good[which]] - (good_ends[which] - place)
         return start
+
+
+def bounded_share(share: float, factor: float | None, success_starts: int, starts: int) -> float:
+    """Share of draws that come from episodes with a success alone.
+
+    Args:
+        share: What is wanted, in [0, 1).
+        factor: At most so many times the share of start rows that are theirs; None: no bound.
+        success_starts: Start rows in such episodes.
+        starts: All start rows.
+    """
+    if success_starts == 0:
+        return 0.0
+    return share if factor is None else min(share, factor * success_starts / starts)

@@ -16,7 +16,7 @@ from learner.bonus import bonus_class
 from learner.drqv2_config import DrQV2Config
 from learner.learner_core import Learner, LearnerConfig
 from learner.local_reads import LocalStore, StoreSnapshot, machine_id, open_local
-from learner.sharding import SampleRequest, ShardSampler
+from learner.sharding import SampleRequest, ShardSampler, ShardSize
 from models.memory import keep_freed_memory
 
 SETTLE_TIMEOUT_S = 30.0
@@ -49,25 +49,27 @@ class RayShards:
         return [self._read(r) if call is None else ray.get(call) for r, call in zip(requests, calls)]
 
     def _ask(self, request: SampleRequest) -> Any:
-        return self._shards[request.shard].sample.remote(request.batch_size, request.seed)
+        return self._shards[request.shard].sample.remote(
+            request.batch_size, request.seed, request.success_share
+        )
 
     def _read(self, request: SampleRequest) -> Batch:
         for _ in range(LOCAL_ATTEMPTS):
             store = self._local.get(request.shard)
             if store is None:
                 break
-            batch = store.sample(request.batch_size, request.seed)
+            batch = store.sample(request.batch_size, request.seed, request.success_share)
             if batch is not None:
                 return batch
             self._refresh([request.shard])  # rows were reused since: take the index as it is now
         return ray.get(self._ask(request))
 
-    def sizes(self) -> list[int]:
+    def sizes(self) -> list[ShardSize]:
         """Start rows of every shard; takes their present contents as what is drawn from."""
         return self._refresh(range(len(self._shards)))
 
-    def _refresh(self, shards: Sequence[int]) -> list[int]:
-        answers: list[tuple[int, StoreSnapshot | None]] = ray.get(
+    def _refresh(self, shards: Sequence[int]) -> list[ShardSize]:
+        answers: list[tuple[ShardSize, StoreSnapshot | None]] = ray.get(
             [self._shards[shard].snapshot.remote(self._machine) for shard in shards]
         )
         for shard, (_, snapshot) in zip(shards, answers):
@@ -117,6 +119,8 @@ class LearnerActor:
         weight_store: Name of the weight store, or an object with the methods of `RayWeightStore`.
         seed: Seed of weights, noise and batches.
         device: Torch device, "cpu" or "cuda".
+        success_share: Share of every batch that comes from episodes with a success (`ReplayConfig`).
+        success_factor: Its bound.
     """
 
     def __init__(
@@ -130,6 +134,8 @@ class LearnerActor:
         weight_store: str | Any,
         seed: int = 0,
         device: str = "cpu",
+        success_share: float = 0.0,
+        success_factor: float | None = None,
     ) -> None:
         agent_config, self._config = DrQV2Config(**agent), LearnerConfig(**learner)
         if self._config.num_threads is not None:
@@ -137,7 +143,9 @@ class LearnerActor:
         keep_freed_memory()
         source: Any = shards if hasattr(shards, "sample") else RayShards(shards)
         self._store = RayWeightStore(weight_store) if isinstance(weight_store, str) else weight_store
-        self._sampler = ShardSampler(source.sample, source.sizes, agent_config.batch_size, seed)
+        self._sampler = ShardSampler(
+            *(source.sample, source.sizes, agent_config.batch_size, seed, success_share, success_factor)
+        )
         self._learner = Learner(
             resolution_px,
             action_dim,
@@ -173,7 +181,10 @@ class LearnerActor:
             self._check_updates(expected_updates)
             self._state = "ready"
             self._sampler.refresh()
-            metrics = self._learner.run_updates(num_updates, agent_steps, self._publish_if_due)
+            try:
+                metrics = self._learner.run_updates(num_updates, agent_steps, self._publish_if_due)
+            finally:
+                self._state = "fresh" if self._learner.needs_load else "ready"
             self._store.settle()
             return {
                 "metrics": metrics,
@@ -229,5 +240,5 @@ class LearnerActor:
             return self._learner.updates
 
     def ping(self) -> dict[str, Any]:
-        """`state` ("fresh" until the first update or load, then "ready"), `updates`, `pid`."""
+        """`state` ("fresh" until the first update or load, and after a failure that only a load mends; else "ready"), `updates`, `pid`."""
         return {"state": self._state, "updates": self._learner.updates, "pid": os.getpid()}

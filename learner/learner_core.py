@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ FILE_NAME = "learner.pt"
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How the learner runs; nothing here but `precision` changes what it learns.
+    """How the learner runs; nothing here but `precision` changes what it learns from a batch, and nothing but
+    `publish_every_updates` which policy collects the data.
 
     Attributes:
         prefetch_batches: Batches fetched ahead of the update that needs them, at least 0.
@@ -183,6 +185,9 @@ class Learner:
 
         Returns:
             Mean over the measured updates of every metric; empty if there were none.
+
+        Raises:
+            FloatingPointError: if the agent has diverged.
         """
         history: dict[str, list[torch.Tensor]] = defaultdict(list)
         with closing(self._preparation.take(self.updates, self.updates + num_updates)) as all_prepared:
@@ -194,13 +199,20 @@ class Learner:
                 if after_update is not None:
                     after_update()
         # Reading a value waits for the device, so that happens once, at the end.
-        return {name: float(torch.stack(values).mean()) for name, values in history.items()}
+        means = {name: float(torch.stack(values).mean()) for name, values in history.items()}
+        _require_finite(means, self.updates)
+        return means
 
     def _update(self, prepared: Prepared, agent_steps: int) -> dict[str, torch.Tensor]:
         """One update of the agent; the bonus at s_{t+n} was computed before it was trained on the same batch."""
         metrics = self.agent.update(prepared.batch, agent_steps, prepared.bonus, self.bonus.weight)
         self.updates += 1
         return prepared.metrics | metrics
+
+    @property
+    def needs_load(self) -> bool:
+        """Whether a failure left the bonus ahead of the agent, so that only a checkpoint brings them together again."""
+        return self._preparation.bonus_index != self.updates
 
     @property
     def batch_wait_s(self) -> float:
@@ -256,3 +268,14 @@ class Learner:
         """Ends the threads."""
         self._preparation.close()
         self._second_thread.close()
+
+
+def _require_finite(means: Mapping[str, float], updates: int) -> None:
+    """Stops an agent that has diverged: its actions are no numbers, and simulators answer those with anything, even success."""
+    bad = {name: value for name, value in means.items() if not math.isfinite(value)}
+    if bad:
+        listed = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        raise FloatingPointError(
+            f"the agent has diverged within the last updates up to {updates}: {listed}. The last checkpoint is from before or "
+            "is damaged in the same way: begin a new run with a lower agent.lr, or look at the rewards in its replay"
+        )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -73,23 +72,3 @@ class UpdateRatioLimiter:
         """
         limit = self.min_steps + math.floor(updates / self._ratio) + self.tolerance_steps
         return max(0, limit - agent_steps_submitted)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The settings, for a checkpoint."""
-        return asdict(self)
-
-    def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuses to go on from a checkpoint with other settings.
-
-        Raises:
-            ValueError: naming the keys that differ.
-        """
-        wrong = [
-            f"{key}={state.get(key)!r}, now {value!r}"
-            for key, value in asdict(self).items()
-            if state.get(key) != value
-        ]
-        if wrong:
-            raise ValueError(
-                f"the checkpoint was made with another update ratio: limiter {'; '.join(wrong)}; use the same settings"
-            )

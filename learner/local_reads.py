@@ -13,6 +13,7 @@ is more, the batch is thrown away; the caller fetches the index anew. A restarte
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import platform
@@ -128,7 +129,7 @@ class LocalStore:
             self._config.n_step, snapshot.start_rows, snapshot.steps, snapshot.evicted, snapshot.succeeded
         )
 
-    def sample(self, batch_size: int, seed: int) -> Batch | None:
+    def sample(self, batch_size: int, seed: int, success_share: float | None = None) -> Batch | None:
         """What `ReplayShard.sample` draws from the episodes of the snapshot, bit for bit.
 
         Returns:
@@ -137,10 +138,9 @@ class LocalStore:
         index = self._index
         if index.size_starts == 0:
             return None
-        config = self._config
-        rng = np.random.default_rng(seed)
-        rows, oldest = index.draw(batch_size, rng, config.success_share, config.success_factor)
-        batch = read_transitions(self._data, rows, config, self._read_ahead)
+        share = self._config.own_share(index) if success_share is None else success_share
+        rows, oldest = index.draw(batch_size, np.random.default_rng(seed), share)
+        batch = read_transitions(self._data, rows, self._config, self._read_ahead)
         return batch if self._evictions.value <= oldest else None
 
 
@@ -152,8 +152,8 @@ def open_local(snapshot: StoreSnapshot | None, present: LocalStore | None) -> Lo
         present: The view so far.
 
     Returns:
-        None if the shard must be asked: it is elsewhere, or its files cannot be read from here (then said once
-        per answer in the log, with the reason).
+        None if the shard must be asked: it is elsewhere, or its files cannot be read from here (then said in the log, with the
+        reason).
     """
     if snapshot is None:
         return None
@@ -163,7 +163,11 @@ def open_local(snapshot: StoreSnapshot | None, present: LocalStore | None) -> Lo
     try:
         return LocalStore(snapshot)
     except (OSError, ValueError) as error:
-        _log.info(
-            "replay shard %s is asked over Ray, its files cannot be read here: %s", snapshot.folder, error
-        )
+        _say_why(f"replay shard {snapshot.folder} is asked over Ray, which is slower: {error}")
         return None
+
+
+@functools.cache
+def _say_why(text: str) -> None:
+    """Warns once of every cause: a learner asks again before every series of updates."""
+    _log.warning(text)

@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         """
         # An NHWC array seen as NCHW already has the channels-last layout that convolutions like best.
         pixels = rearrange(images, "batch height width channel -> batch channel height width")
-        pixels = pixels.float().div_(255.0).sub_(0.5)
+        pixels = pixels.float().div(255.0).sub_(0.5)
         if torch.is_grad_enabled() and next(self.parameters()).requires_grad:
             features = _ConvolutionStack.apply(pixels, self.strides, self.second_thread, *self.parameters())
         else:

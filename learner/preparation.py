@@ -94,7 +94,7 @@ class Preparation:
     def _ask(self, index: int, staged: StagedBatch) -> Prepared:
         if index != self.bonus_index:
             raise RuntimeError(
-                f"batch {index} follows a batch that failed; the bonus waits for batch {self.bonus_index}"
+                f"batch {index} follows a failure: the bonus waits for batch {self.bonus_index}; load the last checkpoint"
             )
         batch = self._staging.receive(staged)
         value = self._bonus.bonus(batch)

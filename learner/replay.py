@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from learner.batch import Batch
-from learner.index import EpisodeIndex
+from learner.index import EpisodeIndex, bounded_share
 from learner.journal import Journal, StoredEpisode
 from learner.ring import EvictionCounter, RowFile, read_ahead_if_large
 from learner.rows import episode_of, read_transitions, row_fields, rows_of
@@ -94,6 +94,14 @@ class ReplayConfig:
     def rows(self) -> int:
         """Rows of the ring: one per transition and one more per usual episode."""
         return self.capacity_transitions + max(1, self.capacity_transitions // self.episode_steps)
+
+    def own_share(self, index: EpisodeIndex) -> float:
+        """Share of draws from episodes with a success, for a store that is drawn from alone."""
+        if self.success_share == 0:
+            return 0.0
+        return bounded_share(
+            self.success_share, self.success_factor, index.size_success_starts, index.size_starts
+        )
 
 
 class EpisodeStore:
@@ -298,7 +306,7 @@ class EpisodeStore:
         self.index.drop_first(count)
         self._evictions.publish(self.index.evicted)
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
+    def sample(self, batch_size: int, rng: np.random.Generator, success_share: float | None = None) -> Batch:
         """Draws n-step transitions with replacement, uniformly over all start rows but for `success_share`.
 
         (The official sampler draws an episode first and a start second; for episodes of one length,
@@ -307,6 +315,7 @@ class EpisodeStore:
         Args:
             batch_size: Number B of transitions.
             rng: Source of the draw.
+            success_share: Share drawn from episodes with a success; None for what the settings say of this store alone.
 
         Raises:
             RuntimeError: if no episode is long enough yet.
@@ -316,8 +325,8 @@ class EpisodeStore:
                 f"replay store {self.folder} has no episode of at least n_step={self.config.n_step} steps yet; "
                 "insert episodes before sampling"
             )
-        config = self.config
-        rows, _ = self.index.draw(batch_size, rng, config.success_share, config.success_factor)
+        share = self.config.own_share(self.index) if success_share is None else success_share
+        rows, _ = self.index.draw(batch_size, rng, share)
         return self.transitions(rows)
 
     def episodes(self, first: int, most_steps: int) -> list[Episode]:

@@ -13,6 +13,7 @@ from learner.batch import Batch
 from learner.local_reads import StoreSnapshot, machine_id, take_snapshot
 from learner.replay import EpisodeStore, ReplayConfig
 from learner.replay_copy import Piece, export_piece
+from learner.sharding import ShardSize
 from models.episode import Episode
 
 
@@ -75,21 +76,29 @@ class ReplayShard:
             **self.stats(),
         }
 
-    def sample(self, batch_size: int, seed: int) -> Batch:
-        """Draws n-step transitions; the same seed and contents give the same batch."""
-        return self._store.sample(batch_size, np.random.default_rng(seed))
+    def sample(self, batch_size: int, seed: int, success_share: float | None = None) -> Batch:
+        """Draws n-step transitions; the same seed and contents give the same batch.
 
-    def snapshot(self, machine: str | None) -> tuple[int, StoreSnapshot | None]:
+        Args:
+            batch_size: Number B of transitions.
+            seed: Of the draw.
+            success_share: See `EpisodeStore.sample`.
+        """
+        return self._store.sample(batch_size, np.random.default_rng(seed), success_share)
+
+    def snapshot(self, machine: str | None) -> tuple[ShardSize, StoreSnapshot | None]:
         """What a reader needs to draw from this shard by itself.
 
         Args:
             machine: The reader's `machine_id()`.
 
         Returns:
-            Number of start rows, and the snapshot if the reader is on this machine, else None.
+            Numbers of start rows, and the snapshot if the reader is on this machine, else None.
         """
         here = machine is not None and machine == machine_id()
-        return self._store.size_starts, take_snapshot(self._store) if here else None
+        index = self._store.index
+        size = ShardSize(index.size_starts, index.size_success_starts)
+        return size, take_snapshot(self._store) if here else None
 
     def stats(self) -> dict[str, int]:
         """Counters of the store."""

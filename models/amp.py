@@ -187,7 +187,7 @@ class AMP(nn.Module):
 def to_pixels(frames: torch.Tensor) -> torch.Tensor:
     """(B, H, W, 3) uint8 [0, 255] -> (B, 3, H, W) float32 [-1, 1]."""
     pixels = rearrange(frames, "batch height width channel -> batch channel height width")
-    return pixels.float().div_(127.5).sub_(1.0)
+    return pixels.float().div(127.5).sub_(1.0)
 
 
 def _initialise(module: nn.Module) -> None:

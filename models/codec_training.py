@@ -143,7 +143,7 @@ class _CodecRun:
         }
 
     def train_step(self) -> None:
-        """One optimiser step of codec and discriminator; keeps its metrics as tensors, without waiting for them."""
+        """One optimiser step of codec and discriminator; reads only the loss, which has to be finite."""
         positions = own_rows(self.sampler.draw(self.config.batch_frames))
         images = images_to_tensor(self.sampler.frames(positions)).to(self.device)
         stills = None

@@ -76,7 +76,7 @@ class RND(nn.Module):
     def features(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, H, W, 3) uint8 -> predicted and target features, (B, feature_dim) float32 each."""
         pixels = rearrange(frames, "batch height width channel -> batch channel height width")
-        pixels = pixels.float().div_(255.0).sub_(0.5)
+        pixels = pixels.float().div(255.0).sub_(0.5)
         with torch.no_grad():
             target = self.target(pixels)
         return self.predictor(pixels), target

@@ -243,6 +243,7 @@ class _VideoRun(TrainingState):
             self.best_loss, self.best_step = loss, self.step
             facts = {**self.config_facts, "trained_steps": self.step, "validation_loss": loss}
             facts["all_mask_fraction"] = self.config.all_mask_fraction
+            facts["hold_frames"] = self.config.hold_frames
             save_video_model(
                 self.folder, self.average, self.codec, facts, codec_extra=self.codec_facts, overwrite=True
             )

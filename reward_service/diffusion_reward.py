@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from models.video_windows import placed, with_clock
+from models.video_windows import history_indices, placed, with_clock
 from models.vqdiffusion.checkpoint import load_video_model
 from models.vqdiffusion.diffusion import VQDiffusion
 from models.vqdiffusion.frozen import FrozenDenoiser
@@ -21,7 +21,7 @@ from models.vqgan import VQGAN
 from reward_service.config import DiffusionRewardConfig
 from reward_service.contract import register
 from reward_service.estimators import Chain, chain_reward, chain_steps, one_forward_reward
-from reward_service.histories import entropy_history, leaking_history, likelihood_history
+from reward_service.histories import leaking_history, likelihood_history
 from reward_service.noise import MostProbable, Noise, SeededNoise
 from reward_service.standardised import StandardisedReward
 
@@ -110,7 +110,7 @@ class DiffusionReward(StandardisedReward):
         model = self.model.config
         history: Callable[[int, int, int], np.ndarray]
         if self.config.mode == "entropy":
-            history = entropy_history
+            history = history_indices
         elif self.config.likelihood_leak:
             history = leaking_history
         else:

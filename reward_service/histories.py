@@ -7,23 +7,6 @@ import numpy as np
 from models.video_windows import first_frame_history
 
 
-def entropy_history(num_frames: int, num_history_frames: int, frame_skip: int = 1) -> np.ndarray:
-    """Frames that row t of the entropy reward sees: the last ones up to and including frame t.
-
-    Row t scores how predictable frame t + frame_skip is. Frames before the first are the first.
-
-    Args:
-        num_frames: T, frames of the episode.
-        num_history_frames: F, frames that the video model is conditioned on.
-        frame_skip: Distance between two of them.
-
-    Returns:
-        (T, F) int64 frame numbers, oldest first: t - (F-1) frame_skip, ..., t.
-    """
-    offsets = frame_skip * np.arange(1 - num_history_frames, 1)
-    return np.maximum(np.arange(num_frames)[:, None] + offsets, 0)
-
-
 def likelihood_history(
     num_frames: int,
     num_history_frames: int,

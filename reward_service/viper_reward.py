@@ -12,12 +12,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from models.video_windows import history_indices
 from models.videogpt.checkpoint import load_videogpt
 from models.videogpt.gpt import VideoGPT
 from models.vqgan import VQGAN
 from reward_service.config import MODES, FrameRewardConfig
 from reward_service.contract import register
-from reward_service.histories import entropy_history, leaking_history
+from reward_service.histories import leaking_history
 from reward_service.standardised import StandardisedReward
 
 
@@ -120,7 +121,7 @@ class ViperReward(StandardisedReward):
             if model.history_padding == "current":
                 rows.append(start + leaking_history(length, frames - 1, model.frame_skip))
             else:
-                rows.append(start + entropy_history(length, frames, model.frame_skip))
+                rows.append(start + history_indices(length, frames, model.frame_skip))
         return torch.from_numpy(np.concatenate(rows)).to(self.model.device)
 
     def _score_rows(self, tokens: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ class PixelTaskEnv(gymnasium.Env):
 
         Raises:
             RuntimeError: if the episode is over or was never started.
+            ValueError: if the action is not finite.
         """
         reward, is_over, info = self.advance(action)
         terminated = info["discount"] == 0.0
@@ -115,6 +116,10 @@ class PixelTaskEnv(gymnasium.Env):
                 f"the episode of task {self.config.task!r} is over; call reset() before step()"
             )
         action = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
+        if not np.isfinite(action).all():  # MuJoCo would reset itself, which some tasks take for a success.
+            raise ValueError(
+                f"the action is {action.tolist()}, expected finite numbers: the policy has diverged"
+            )
         success_count, dense_reward = 0, 0.0
         for _ in range(self.config.action_repeat):
             success_count += self._simulate(action)

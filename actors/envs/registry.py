@@ -125,8 +125,9 @@ class EnvConfig:
         success_is_final: Whether the simulator stands still from the first success on, every later frame of it a success, as
             in an expert video that is cut there. Otherwise a success lasts as long as the arm holds it, a few frames on
             some tasks (False in the paper).
-        success_hold_steps: Agent steps, 0 or more, for which a final success is shown before its episode terminates; at
-            least n - 1 where n-step returns are learned from. None: the episode lasts until the time limit.
+        success_hold_steps: Agent steps, 1 or more, for which a final success is shown before its episode terminates; at
+            least n - 1 where n-step returns are learned from. None: the episode lasts until the time limit. (Of the step in
+            which a success comes only what follows it is rewarded, so that step's reward says nothing about those after it.)
     """
 
     task: str
@@ -147,9 +148,9 @@ class EnvConfig:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{key} is {value!r}, expected a whole number of 1 or more")
         if self.success_hold_steps is not None:
-            if self.success_hold_steps < 0:
+            if self.success_hold_steps < 1:
                 raise ValueError(
-                    f"success_hold_steps is {self.success_hold_steps!r}, expected 0 or more, or null"
+                    f"success_hold_steps is {self.success_hold_steps!r}, expected 1 or more, or null"
                 )
             if not self.success_is_final:
                 raise ValueError(

@@ -15,7 +15,7 @@ class StateEnv(gymnasium.Env):
     """One task from its low-dimensional state, with the simulator's shaped reward; for algorithms that learn from these.
 
     One step is one agent step of the wrapped environment, with its action repeat. Episodes are truncated at the time
-    limit and never terminate.
+    limit, and terminate only where a solved episode ends (`EnvConfig.success_hold_steps`).
 
     `info` of a step: `episode_success` (bool, at this or an earlier step) and all of the wrapped environment's.
     """
@@ -64,12 +64,14 @@ class StateEnv(gymnasium.Env):
             action: (A,) float, clipped to [-1, 1].
 
         Returns:
-            State (S,) float32, scaled dense reward, terminated (always False), truncated, info.
+            State (S,) float32, scaled dense reward, terminated, truncated, info.
         """
-        _, truncated, info = self._env.advance(action)
+        _, is_over, info = self._env.advance(action)
+        terminated = info["discount"] == 0.0
         self._is_success |= info["success"]
         info["episode_success"] = self._is_success
-        return self._state(), self._reward_scale * info["dense_reward"], False, truncated, info
+        reward = self._reward_scale * info["dense_reward"]
+        return self._state(), reward, terminated, is_over and not terminated, info
 
     def _state(self) -> np.ndarray:
         return np.asarray(self._env.state, dtype=np.float32)

@@ -117,7 +117,7 @@ class _NetworkRun(AveragedRun):
             **{key: getattr(config, key) for key in SIZES},
         }
         self.windows = {
-            split: {kind: _windows(pair, found, split) for kind, found in sets.items()}
+            split: {kind: _windows(pair, found, split, kind) for kind, found in sets.items()}
             for split in ("train", "validation")
         }
         with seeded(device, config.seed):
@@ -193,9 +193,13 @@ class _NetworkRun(AveragedRun):
         return np.concatenate([tensor_to_images(self.codec.decode_tokens(frame)) for frame in shown], axis=2)
 
 
-def _windows(pair: VideoPair, videos: Sequence[VideoSet], split: str) -> TokenWindows:
+def _windows(pair: VideoPair, videos: Sequence[VideoSet], split: str, kind: str) -> TokenWindows:
+    """The expert's videos are held at their end as the expert model has seen them, other videos are not."""
     model = pair.expert.config
+    hold_frames = pair.meta.get("hold_frames") if kind == "expert" else None
     frames = [episode.frames for video in videos for episode in video.split(split)]
     return TokenWindows.encode(
-        pair.codec, frames, model.num_history_frames, model.frame_skip, kind=model.history
+        *(pair.codec, frames, model.num_history_frames, model.frame_skip),
+        kind=model.history,
+        hold_frames=hold_frames,
     )

@@ -367,8 +367,7 @@ def importance_distribution(loss_history: Tensor, loss_count: Tensor) -> Tensor:
     Returns:
         (T,) float32 probabilities (improved DDPM, arXiv 2102.09672, equation 18; step 0 is given the value of step 1).
     """
-    if not bool((loss_count > 10).all()):
-        return torch.full_like(loss_history, 1.0 / len(loss_history))
     weight = torch.sqrt(loss_history + 1e-10) + 1e-4
     weight[0] = weight[1]
-    return weight / weight.sum()
+    is_known = (loss_count > 10).all()  # stays on the device: nothing waits for it
+    return torch.where(is_known, weight / weight.sum(), 1.0 / len(weight))

@@ -177,6 +177,13 @@ def test_a_finished_episode_refuses_another_step(door):
         door.step(np.zeros(4))
 
 
+def test_actions_that_are_no_numbers_are_refused(door):
+    """MuJoCo resets itself on them, which door-close takes for a closed door."""
+    door.reset(seed=0)
+    with pytest.raises(ValueError, match="expected finite numbers: the policy has diverged"):
+        door.step(np.full(4, np.nan))
+
+
 def test_actions_are_clipped(door):
     first = _frame_after(door, np.full(4, 19.0))
     np.testing.assert_array_equal(first, _frame_after(door, np.ones(4)))

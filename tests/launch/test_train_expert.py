@@ -14,6 +14,7 @@ import pytest
 
 from actors.envs.registry import EnvConfig
 from actors.envs.state_env import StateEnv
+from actors.experts import ScriptedExpert
 from actors.policy_file import load_policy_file
 from launch.cli import UsageError, compose
 from launch.collect import collect
@@ -53,6 +54,17 @@ def test_state_env_is_the_environment_without_pictures():
     ]
     for _, reward, _, _, info in steps:
         assert reward == pytest.approx(0.5 * info["dense_reward"]) and info["episode_success"] is False
+    env.close()
+
+
+def test_a_solved_episode_that_ends_terminates_without_pictures_as_well():
+    env = StateEnv(EnvConfig("drawer-close", success_is_final=True, success_hold_steps=2), seed=0)
+    expert = ScriptedExpert("drawer-close")
+    env.reset(seed=1)
+    ends, length = (False, False), 0
+    while not any(ends):
+        ends, length = env.step(expert.act(env._env.state))[2:4], length + 1
+    assert ends == (True, False) and length < 100
     env.close()
 
 

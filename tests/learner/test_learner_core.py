@@ -18,10 +18,10 @@ from learner.policy import build_policy
 from learner.replay import ReplayConfig
 from learner.replay_actor import ReplayShard
 from learner.rnd_bonus import RNDBonusConfig
-from learner.sharding import SampleRequest, ShardSampler
+from learner.sharding import SampleRequest, ShardSampler, ShardSize
 from learner.weights_actor import WeightStore
 from models.rnd import RNDConfig
-from tests.learner.helpers import ACTION_DIM, RESOLUTION_PX, noise_episode
+from tests.learner.helpers import ACTION_DIM, RESOLUTION_PX, make_episode, noise_episode
 
 AGENT = DrQV2Config(batch_size=6, encoder_strides=(2, 2, 2), encoder_channels=8, hidden_dim=16)
 BONUS = RNDBonusConfig(
@@ -43,10 +43,10 @@ class LocalShards:
             self.shards.append(shard)
 
     def sample(self, requests):
-        return [self.shards[r.shard].sample(r.batch_size, r.seed) for r in requests]
+        return [self.shards[r.shard].sample(r.batch_size, r.seed, r.success_share) for r in requests]
 
     def sizes(self):
-        return [shard.stats()["size_starts"] for shard in self.shards]
+        return [shard.snapshot(None)[0] for shard in self.shards]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,36 @@ def test_a_failed_batch_is_asked_for_again_and_the_bonus_has_not_gone_on(shards,
     straight.run_updates(6, agent_steps=100)
     assert_same_weights(straight, stumbling)
     stumbling.close()
+
+
+@pytest.mark.parametrize("second_thread", [False, True])
+def test_a_failure_after_a_batch_was_shown_to_the_bonus_needs_a_checkpoint(shards, tmp_path, second_thread):
+    learner = make_learner(shards, second_thread=second_thread)
+    learner.run_updates(2, agent_steps=100)
+    learner.save(tmp_path)
+    update = learner.agent.update
+    learner.agent.update = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        learner.run_updates(2, agent_steps=100)
+    learner.agent.update = update
+    assert learner.needs_load
+    with pytest.raises(RuntimeError, match="load the last checkpoint"):
+        learner.run_updates(2, agent_steps=100)
+    learner.load(tmp_path)
+    assert not learner.needs_load
+    learner.run_updates(2, agent_steps=100)
+    learner.close()
+
+
+def test_an_agent_that_diverges_stops_the_run(shards):
+    learner = make_learner(shards)
+    fetch = learner._preparation._fetch_batch
+    learner._preparation._fetch_batch = lambda index: fetch(index)._replace(
+        reward=np.full((AGENT.batch_size, 1), np.nan, np.float32)
+    )
+    with pytest.raises(FloatingPointError, match=r"the agent has diverged .* up to 2: .*critic_loss is nan"):
+        learner.run_updates(2, agent_steps=100)
+    learner.close()
 
 
 @pytest.mark.parametrize("second_thread", [False, True])
@@ -196,7 +226,7 @@ def test_published_weights_do_not_change_with_later_updates(shards):
 
 
 def test_batches_are_uniform_over_the_transitions_of_all_shards():
-    sampler = ShardSampler(lambda requests: [], lambda: [30, 0, 10], batch_size=100, seed=1)
+    sampler = ShardSampler(lambda requests: [], lambda: [ShardSize(n) for n in (30, 0, 10)], 100, seed=1)
     with pytest.raises(RuntimeError, match="0 replay shards"):
         sampler.requests(0)
     sampler.refresh()
@@ -208,6 +238,28 @@ def test_batches_are_uniform_over_the_transitions_of_all_shards():
     assert counts[0] / 20_000 == pytest.approx(0.75, abs=0.01)
     assert sampler.requests(3) == sampler.requests(3) != sampler.requests(4)
     assert isinstance(sampler.requests(3)[0], SampleRequest)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_how_often_a_success_is_drawn_does_not_depend_on_the_number_of_shards(tmp_path, shards):
+    """20 episodes of 5 steps, numbers 0, 1 and 4 are successes: half of every batch, at most 3 times their 15 %, is theirs."""
+    config = ReplayConfig(capacity_transitions=100, episode_steps=5, success_share=0.5, success_factor=3.0)
+    stores = [ReplayShard(tmp_path / str(k), config, 4, 2) for k in range(shards)]
+    for number in range(20):
+        episode = replace(make_episode(number, 5), successes=np.full(5, number in (0, 1, 4)))
+        stores[number % shards].insert(f"b{number}", [episode])
+    sampler = ShardSampler(
+        lambda requests: [stores[r.shard].sample(r.batch_size, r.seed, r.success_share) for r in requests],
+        *(lambda: [store.snapshot(None)[0] for store in stores], 500, 3),
+        *(config.success_share, config.success_factor),
+    )
+    sampler.refresh()
+    drawn = np.concatenate([sampler(update).obs[:, 0, 0, 0] for update in range(20)]) // 10
+    for number in (0, 1, 4):
+        assert np.mean(drawn == number) == pytest.approx(0.45 / 3 + 0.55 / 20, abs=0.015)
+    assert np.mean(drawn == 7) == pytest.approx(0.55 / 20, abs=0.01)
+    for store in stores:
+        store.close()
 
 
 def test_running_std_equals_numpy():

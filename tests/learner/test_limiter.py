@@ -56,12 +56,8 @@ def test_blocks_and_updates_never_wait_for_each_other(ratio):
     assert updates == int((steps - 60) * ratio + 1e-9)
 
 
-def test_bad_settings_and_foreign_checkpoints_are_refused():
+def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match=r"limiter\.updates_per_step=0"):
         UpdateRatioLimiter(0)
     with pytest.raises(ValueError, match=r"limiter\.tolerance_steps=1 .*at least 2"):
         UpdateRatioLimiter(0.5, tolerance_steps=1)
-    limiter = UpdateRatioLimiter()
-    limiter.check_state_dict(limiter.state_dict())
-    with pytest.raises(ValueError, match=r"min_steps=7, now 2000"):
-        limiter.check_state_dict({**limiter.state_dict(), "min_steps": 7})

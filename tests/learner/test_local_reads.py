@@ -18,6 +18,7 @@ from learner.local_reads import LocalStore, machine_id, open_local, take_snapsho
 from learner.nstep import count_starts
 from learner.replay import EpisodeStore, ReplayConfig
 from learner.replay_actor import ReplayShard
+from learner.sharding import ShardSize
 from tests.learner.helpers import make_episode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,13 +120,15 @@ def test_a_kill_before_the_counter_is_raised_is_made_good_at_the_restart(tmp_pat
     store.close()
 
 
-def test_other_machines_and_unreadable_files_are_left_to_the_shard(shard, tmp_path, monkeypatch):
+def test_other_machines_and_unreadable_files_are_left_to_the_shard(shard, tmp_path, monkeypatch, caplog):
     shard.insert("b1", [make_episode(1, 4)])
-    assert shard.snapshot("another machine") == (3, None)
-    assert shard.snapshot(None) == (3, None)
+    assert shard.snapshot("another machine") == (ShardSize(3, 0), None)
+    assert shard.snapshot(None) == (ShardSize(3, 0), None)
     _, snapshot = shard.snapshot(machine_id())
     assert open_local(None, None) is None
-    assert open_local(snapshot._replace(folder=str(tmp_path / "elsewhere")), None) is None
+    elsewhere = snapshot._replace(folder=str(tmp_path / "elsewhere"))
+    assert open_local(elsewhere, None) is open_local(elsewhere, None) is None
+    assert sum("asked over Ray, which is slower" in message for message in caplog.messages) == 1
     assert open_local(snapshot._replace(file=(1, 2)), None) is None
     monkeypatch.setattr(local_reads.platform, "machine", lambda: "aarch64")
     assert machine_id() is None

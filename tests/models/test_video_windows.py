@@ -18,9 +18,12 @@ from models.video_windows import (
 
 def test_history_of_two_frames_repeats_the_first():
     assert history_indices(4, 2).tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]
+    assert history_indices(2, 3).tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert history_indices(1, 2).tolist() == [[0, 0]]
 
 
 def test_history_with_frame_skip():
+    assert history_indices(6, 2, 3).tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 4], [2, 5]]
     assert history_indices(6, 3, 2).tolist() == [
         [0, 0, 0],
         [0, 0, 1],

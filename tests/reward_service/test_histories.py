@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reward_service.estimators import ChainStep, chain_steps
-from reward_service.histories import entropy_history, leaking_history, likelihood_history
-
-
-def test_entropy_row_sees_frames_up_to_its_own():
-    assert entropy_history(4, 2).tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]
-    assert entropy_history(2, 3).tolist() == [[0, 0, 0], [0, 0, 1]]
-    assert entropy_history(1, 2).tolist() == [[0, 0]]
+from reward_service.histories import leaking_history, likelihood_history
 
 
 def test_likelihood_row_sees_frames_before_its_own():
@@ -24,7 +18,6 @@ def test_leaking_rows_without_history_see_copies_of_their_own_frame():
 
 
 def test_frame_skip_spaces_the_history():
-    assert entropy_history(6, 2, 3).tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 4], [2, 5]]
     assert likelihood_history(4, 1, 3, "first").tolist() == [[0], [0], [0], [0]]
     assert likelihood_history(4, 2, 3, "clock", content_len=2).tolist() == [
         [0, -1],
