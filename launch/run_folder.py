@@ -67,7 +67,9 @@ def continued(saved: DictConfig, composed: DictConfig, given: Sequence[str]) -> 
     """
     result = copy.deepcopy(saved)
     names = [override.partition("=")[0].lstrip("+~") for override in given]
-    for key in (*RESUMABLE_KEYS, *(GROUP_NAMES.get(name, name) for name in names)):
+    # A cluster's file has keys of other sections as well.
+    resumable = RESUMABLE_KEYS if "cluster" in names else ("resume", "out", "overrides")
+    for key in (*resumable, *(GROUP_NAMES.get(name, name) for name in names)):
         value = OmegaConf.select(composed, key, default=MISSING)
         if value is not MISSING:
             OmegaConf.update(result, key, value, merge=False, force_add=True)

@@ -7,8 +7,10 @@ ray job submit --working-dir . -- python launch/train.py task=door-close out=/ab
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,9 +69,11 @@ def run_training(config: DictConfig) -> int:
     Returns:
         0 when finished, 0 after a clean stop by Ctrl-C or SIGTERM as well.
     """
+    given: list[str] = []
     if config.resume is not None:
         saved = config_of(config.resume)
-        config = continued(saved, config, config.overrides[len(overrides_of(saved)) :])
+        given = list(config.overrides[len(overrides_of(saved)) :])
+        config = continued(saved, config, given)
     if config.reward.checkpoint is not None:
         folder = config.reward.checkpoint.replace("{task}", config.env.task)
         config.reward.checkpoint = str(absolute_path(folder, "reward.checkpoint"))
@@ -87,7 +91,7 @@ def run_training(config: DictConfig) -> int:
     folder, wall_offset_s = _run_folder(config, out, settings.storage_replay)
     if store is not None:
         store.claim(folder)
-    return train(settings, folder, wall_offset_s, store)
+    return train(settings, folder, wall_offset_s, store, given)
 
 
 def video_folders(given: Any, task: str) -> str | list[str]:
@@ -145,7 +149,11 @@ def _run_folder(config: DictConfig, out: Path, with_replay: bool) -> tuple[RunFo
 
 
 def train(
-    settings: TrainSettings, folder: RunFolder, wall_offset_s: float = 0.0, store: StoredRun | None = None
+    settings: TrainSettings,
+    folder: RunFolder,
+    wall_offset_s: float = 0.0,
+    store: StoredRun | None = None,
+    given: Sequence[str] = (),
 ) -> int:
     """Starts Ray, builds the actors, runs the coordinator, shuts everything down.
 
@@ -154,6 +162,7 @@ def train(
         folder: Run folder.
         wall_offset_s: Wall time of the earlier parts of a resumed run.
         store: Gets copies of the checkpoints.
+        given: Overrides of a resumed run that its folder does not know.
     """
     protect_local_ray(settings.cluster.address)
     import ray
@@ -194,9 +203,10 @@ def train(
             log.close()
         view.event(f"{outcome}: run folder {folder.path}")
         if outcome != "finished":
-            view.event(f"go on with: python launch/train.py resume={folder.path}")
+            also = [shlex.quote(o) for o in given if not o.startswith(("resume=", "out="))]
+            view.event(" ".join([f"go on with: python launch/train.py resume={folder.path}", *also]))
             if store is not None:
-                view.event(f"or anywhere with: python launch/train.py resume={store.url}")
+                view.event(" ".join([f"or anywhere with: python launch/train.py resume={store.url}", *also]))
     finally:
         view.close()
         ray.shutdown()

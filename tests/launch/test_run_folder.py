@@ -80,6 +80,8 @@ TODAY = {
     [
         ([], {}, None),
         (["preset=laptop", "task=reach"], {}, None),
+        (["total_agent_steps=20", "storage=null"], {"total_agent_steps": 20, "storage": None}, None),
+        (["cluster=multi_node"], {"total_agent_steps": 20, "storage": None}, None),
         (["agent.newer=7"], {"agent": {"newer": 5}}, "agent.newer: run has None"),
         (["agent.lr=2"], {"agent": {"lr": 2.0}}, "agent.lr: run has 1.0, given 2.0"),
     ],
@@ -87,7 +89,7 @@ TODAY = {
 def test_a_run_goes_on_with_its_own_values_where_nothing_is_given(tmp_path, given, changed, refused):
     saved, today = OmegaConf.create(SAVED), OmegaConf.create({**TODAY, "overrides": given})
     result = continued(saved, today, given)
-    expected = {**SAVED, "total_agent_steps": 20, "storage": None, "overrides": given}
+    expected = {**SAVED, "overrides": given}
     assert result == OmegaConf.merge(expected, changed)
     folder = RunFolder.create(tmp_path / "run", saved)
     if refused is None:
