@@ -29,6 +29,7 @@ from launch.cli import build, group_options, show, suggest
 from launch.paths import absolute_path
 from launch.run_folder import RunFolder
 from launch.steps import run_step
+from reward_service.statistics import is_complete
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def run_experiment(config: DictConfig) -> int:
 
 
 def prepare(plan: Plan, run: Run) -> None:
-    """Makes the reward model of a run, if the plan says how and it is missing.
+    """Makes the reward model of a run, if the plan says how and it is missing or was cut off.
 
     Raises:
         RuntimeError: if it cannot be made.
@@ -183,7 +184,7 @@ def prepare(plan: Plan, run: Run) -> None:
     if run.reward not in (plan.prepare or {}):
         return
     checkpoint = plan.checkpoint(run.reward, run.task)
-    if not absolute_path(checkpoint, "reward.checkpoint").exists():
+    if not is_complete(absolute_path(checkpoint, "reward.checkpoint")):
         command = str(plan.prepare[run.reward]).replace("{task}", run.task)
         run_step(f"making {checkpoint}", shlex.split(command))
 

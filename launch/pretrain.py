@@ -36,7 +36,12 @@ from launch.pretrain_stages import SHOWN, name_and_tasks, read_videos_of, requir
 from launch.progress import LastValues as Shown
 from launch.ray_access import protect_local_ray
 from models.files import read_json
+from models.relative_video.network import NETWORK_FOLDER
+from models.relative_video.training import is_finished
+from models.training_folder import SUMMARY_FILE, is_unfinished
 from models.videos import VideoSet
+from reward_service.contract import reward_class
+from reward_service.statistics import STATISTICS_FILE, compute_statistics
 
 STAGES = ("codec", "video", "videogpt", "relative", "diffuser", "statistics")
 # Whose statistics a stage computes by default.
@@ -95,16 +100,29 @@ def pretrain(config: DictConfig) -> int:
     if config.stage == "statistics":
         default = str(config.reward.checkpoint).replace("{task}", name)
     out = absolute_path(config.out if config.out is not None else default, "out")
-    if config.stage in SHOWN:
+    if _lacks_statistics_only(config, out):
+        print(f"[{config.stage}] {out} is trained; its statistics were cut off", flush=True)
+    elif config.stage in SHOWN:
         resolve_paths(config, name, out)
         print(f"[{config.stage}] {_train(config, videos, workers, device)}")
     elif config.stage == "relative":
         shown_metrics = Shown("relative", ("loss", "validation_loss", "learning_rate"))
         print(f"[relative] {train_relative(config, videos, name, out, device, shown_metrics)}")
+    elif is_unfinished(out):
+        raise UsageError(f"the training in {out} is not finished; go on with the command that began it")
     if config.stage in (*STAGE_REWARDS, "statistics"):
         _statistics(config, videos, out, device)
     print(f"[{config.stage}] done: {out}")
     return 0
+
+
+def _lacks_statistics_only(config: DictConfig, out: Path) -> bool:
+    """Whether a kill came between the end of a reward model's training and its statistics."""
+    if config.stage not in STAGE_REWARDS or (out / STATISTICS_FILE).exists():
+        return False
+    network = out / NETWORK_FOLDER if config.frame_reward.get("form") == "r3" else out
+    trained = is_finished(out) if config.stage == "relative" else (out / SUMMARY_FILE).exists()
+    return trained and (network / SUMMARY_FILE).exists()
 
 
 def _require_reward_of_the_stage(config: DictConfig) -> None:
@@ -117,6 +135,8 @@ def _require_reward_of_the_stage(config: DictConfig) -> None:
         )
     if config.stage == "statistics" and frozen is None:
         raise UsageError(f"reward={config.reward.name} has no statistics; choose a frozen reward")
+    if frozen is not None and config.stage in (*STAGE_REWARDS, "statistics"):
+        build(reward_class(frozen).config_class, config.frame_reward, "frame_reward.")
 
 
 def count_workers(given: Any) -> int:
@@ -184,9 +204,6 @@ def _train(config: DictConfig, videos: list[VideoSet], workers: int, device: tor
 
 
 def _statistics(config: DictConfig, videos: list[VideoSet], out: Path, device: torch.device) -> None:
-    from reward_service.contract import reward_class
-    from reward_service.statistics import compute_statistics
-
     cls = reward_class(config.reward.frozen)
     if config.stage == "video" and any(video.mode != "expert" for video in videos):
         videos = [video for video in videos if video.mode == "expert"]

@@ -124,6 +124,11 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, produc
     write_json(folder / SETTINGS_FILE, settings)
 
 
+def is_unfinished(folder: str | Path) -> bool:
+    """Whether a training was begun here and has not come to its end."""
+    return (Path(folder) / SETTINGS_FILE).exists() and not (Path(folder) / SUMMARY_FILE).exists()
+
+
 def run_training(
     run: TrainingRun, config: Intervals, folder: Path, progress: Progress | None
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from models.checkpoints import WEIGHTS_FILE
 from models.episode import Episode
 from models.files import read_json, write_json
+from models.training_folder import SUMMARY_FILE
 from models.videos import VideoSet
 from reward_service.config import DOMAIN_STATISTICS
 from reward_service.contract import episode_seed
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 STATISTICS_FILE = "statistics.json"
 MIN_VALIDATION_VIDEOS = 5
 SPLIT_CHOICES = ("auto", "train", "validation", "all")
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether a training folder holds a finished reward model: trained to its end, with statistics of its rewards."""
+    return all((Path(folder) / name).is_file() for name in (SUMMARY_FILE, STATISTICS_FILE))
 
 
 class MeanStd(NamedTuple):

@@ -12,6 +12,7 @@ import pytest
 from launch.cli import UsageError, compose, group_options
 from launch.experiment import Plan, Run, plan_of, run_experiment
 from launch.report import budget, final_success, markdown, read_rows, replaced, report, write_rows
+from models.files import write_json
 from tests.launch.conftest import run_verb
 from tests.launch.test_training import SMALL
 
@@ -87,8 +88,12 @@ def test_models_are_made_for_the_rewards_that_are_run_only(tmp_path, monkeypatch
     assert [command[0] for command in commands] == ["train"]
     commands.clear()
     (tmp_path / "pair/reach").mkdir(parents=True)
-    run_experiment(compose("experiment", [*given, made, "plan.rewards=[relative]"]))
-    assert [command[0] for command in commands] == ["train"]
+    for name in ("training.json", "summary.json", "statistics.json"):  # cut off, without statistics, whole
+        write_json(tmp_path / "pair/reach" / name, {})
+        commands.clear()
+        run_experiment(compose("experiment", [*given, made, "plan.rewards=[relative]"]))
+        is_whole = name == "statistics.json"
+        assert [command[0] for command in commands] == (["train"] if is_whole else ["quality", "train"])
 
 
 @pytest.mark.parametrize(
