@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,18 @@ def train_stage(
     return train(config, videos, out, device, progress)
 
 
+def asked_settings(config: DictConfig) -> dict[str, Any]:
+    """What a stage would train with: the validated fields of both its config dataclasses; of a relative pair only "training".
+
+    Raises:
+        UsageError: for a value that is not allowed.
+    """
+    training = {"training": asdict(_training_settings(config))}
+    if config.stage == "relative":  # its sizes are the base's
+        return training
+    return {**training, "model": asdict(_model_settings(config))}
+
+
 def _training_settings(config: DictConfig) -> Any:
     """How the stage's model is trained, validated."""
     from models.codec_training import CodecTrainingConfig
@@ -122,8 +135,19 @@ def _training_settings(config: DictConfig) -> Any:
     from models.videogpt_training import VideoGPTTrainingConfig
 
     classes = {"codec": CodecTrainingConfig, "video": VideoTrainingConfig, "videogpt": VideoGPTTrainingConfig}
-    section = f"{config.stage}_training"
-    return build(classes[config.stage], {**config[section], "seed": config.seed}, f"{section}.")
+    name = "video" if config.stage == "relative" else config.stage
+    section = f"{name}_training"
+    return build(classes[name], {**config[section], "seed": config.seed}, f"{section}.")
+
+
+def _model_settings(config: DictConfig) -> Any:
+    """Sizes of the stage's model, validated."""
+    from models.videogpt.config import VideoGPTConfig
+    from models.vqdiffusion.config import VQDiffusionConfig
+    from models.vqgan import VQGANConfig
+
+    classes = {"codec": VQGANConfig, "video": VQDiffusionConfig, "videogpt": VideoGPTConfig}
+    return build(classes[config.stage], config[config.stage], f"{config.stage}.")
 
 
 def _train_codec(
@@ -131,9 +155,8 @@ def _train_codec(
 ) -> dict[str, Any]:
     from models.codec_training import train_codec
     from models.video_facts import dataset_facts
-    from models.vqgan import VQGANConfig
 
-    training, model = _training_settings(config), build(VQGANConfig, config.codec, "codec.")
+    training, model = _training_settings(config), _model_settings(config)
     return train_codec(training, model, videos, out, device, progress, extra=dataset_facts(videos))
 
 
@@ -141,9 +164,8 @@ def _train_video(
     config: DictConfig, videos: Sequence[VideoSet], out: Path, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
     from models.video_training import train_video_model
-    from models.vqdiffusion.config import VQDiffusionConfig
 
-    training, model = _training_settings(config), build(VQDiffusionConfig, config.video, "video.")
+    training, model = _training_settings(config), _model_settings(config)
     codec, start = config.codec_checkpoint, config.init_from
     return train_video_model(training, model, videos, codec, out, device, progress, init_from=start)
 
@@ -151,8 +173,7 @@ def _train_video(
 def _train_videogpt(
     config: DictConfig, videos: Sequence[VideoSet], out: Path, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
-    from models.videogpt.config import VideoGPTConfig
     from models.videogpt_training import train_videogpt
 
-    training, model = _training_settings(config), build(VideoGPTConfig, config.videogpt, "videogpt.")
+    training, model = _training_settings(config), _model_settings(config)
     return train_videogpt(training, model, videos, config.codec_checkpoint, out, device, progress)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +22,22 @@ import numpy as np
 from omegaconf import DictConfig
 
 from actors.envs.registry import task_set
-from actors.experts import BEHAVIOURS, LEARNED_FROM
+from actors.experts import BEHAVIOURS
 from launch import cli
 from launch.cli import UsageError, group_options, suggest
 from launch.paths import absolute_path
+from launch.pretrain_stages import asked_settings
+from launch.quality_making import POLICY, Command, Videos, collecting, measuring, training
 from launch.quality_rewards import Scorer, frozen_scorer, learning_scorer, sparse_scorer
 from launch.steps import run_step
 from models.episode import Episode
-from models.files import read_json, write_json
+from models.files import write_json
 from models.videos import VideoSet, read_videos
 from reward_service.corruptions import CORRUPTIONS
 from reward_service.quality import compare, progress_correlation
-from reward_service.statistics import STATISTICS_FILE
 
 OTHERS = tuple(behaviour for behaviour in BEHAVIOURS if behaviour != "expert")
 EDITED = ("reversed", "frozen")
-# Videos of a policy that was trained on a learned reward, judged and among the base's where `collect.py source=run` has put some.
-POLICY = "policy"
-# What a kind of model is trained from, in the order in which they are made; a codec reads videos only.
-NEEDS = {"codec": (), "video": ("codec",), "videogpt": ("codec",), "base": ("codec",), "relative": ("base",)}
-# Whose videos a kind sees, where not only the expert's. Random and wandering arms show the codec what else a picture may be.
-SEEN = {"codec": ("expert", "random", "wander"), "base": LEARNED_FROM, "relative": LEARNED_FROM}
-
-
-@dataclass(frozen=True)
-class Videos:
-    """Where the videos lie.
-
-    Attributes:
-        root: <root>/<task>/<behaviour>.
-        policy_root: <policy_root>/<task> are those of policies; None: the behaviour "policy", as any other.
-    """
-
-    root: Path
-    policy_root: Path | None = None
-
-    def folder(self, task: str, behaviour: str) -> Path:
-        """Of a task's videos of a behaviour."""
-        if behaviour == POLICY and self.policy_root is not None:
-            return self.policy_root / task
-        return self.root / task / behaviour
-
-    def has_policy(self, task: str) -> bool:
-        """Whether there are videos of a policy."""
-        return (self.folder(task, POLICY) / "index.json").exists()
-
-    def behaviours(self, task: str) -> tuple[str, ...]:
-        """All whose videos are judged."""
-        return (*BEHAVIOURS, POLICY) if self.has_policy(task) else BEHAVIOURS
-
-    def learned_by(self, kind: str, tasks: Sequence[str]) -> str:
-        """Folders of the videos that a kind of model learns from, with commas between them."""
-        return ",".join(
-            str(self.folder(task, behaviour))
-            for task in tasks
-            for behaviour in (
-                *SEEN.get(kind, ("expert",)),
-                *([POLICY] if kind in ("base", "relative") and self.has_policy(task) else []),
-            )
-        )
 
 
 def main() -> None:
@@ -100,6 +56,7 @@ def quality(config: DictConfig) -> int:
     for name in (reward.split()[0] for reward in rewards):
         if name not in group_options("reward"):
             raise UsageError(f"unknown reward {name!r}; {suggest(name, group_options('reward'))}")
+    _require_own_keys(config)
     own = config.env.task
     name = config.task_set if config.task_set is not None else own
     tasks = task_set(config.task_set) if config.task_set is not None else (own,)
@@ -119,12 +76,19 @@ def quality(config: DictConfig) -> int:
     frozen = {reward: _checkpoint(config, reward, checkpoints, models) for reward in rewards}
     if models != name:
         _require_models(frozen, models)
-    for task in tasks if models == name else judged:
-        _collect_missing(config, task, data)
+    shown = tasks if models == name else judged
+    commands = [command for task in shown for command in collecting(config, task, data)]
+    otherwise: dict[str, list[str]] = {}
     if models == name:
-        _train_missing(config, tasks, data, checkpoints, name, frozen)
+        trainings, otherwise = training(config, tasks, data, checkpoints, name, frozen)
+        commands += trainings
     else:
-        _measure_missing(config, judged, data, frozen)
+        commands += measuring(config, judged, data, frozen)
+    _check(commands)
+    for folder, differences in otherwise.items():
+        print(f"[quality] {folder} is used as it was trained: {'; '.join(differences)}", flush=True)
+    for step, arguments in commands:
+        run_step(step, arguments)
     out.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for task in judged:
@@ -138,11 +102,35 @@ def quality(config: DictConfig) -> int:
             }
             rows.append(row)
             print(f"[quality] {task:<16} {reward:<21} {_line(row)}", flush=True)
-            write_json(out / "quality.json", {"preset": config.preset_name, "models": models, "rows": rows})
+            facts = {"preset": config.preset_name, "models": models, "trained_otherwise": otherwise}
+            write_json(out / "quality.json", {**facts, "rows": rows})
     text = f"{table(means(rows, name))}\n\n{table(rows)}\n"
     (out / "quality.md").write_text(text)
     print(f"\n{text}\nwritten: {out}/quality.md, quality.json")
     return 0
+
+
+def _require_own_keys(config: DictConfig) -> None:
+    """Refuses keys of the environment, which the commands of this verb would not get, and too few videos to hold some out."""
+    names = [override.partition("=")[0] for override in config.overrides]
+    if others := [name for name in names if name.startswith("env.") and name != "env.task"]:
+        raise UsageError(f"{', '.join(others)} mean nothing to quality.py; the view of the videos is camera=")
+    for key, least in (
+        ("expert_episodes", 5),
+        *((f"{k}_episodes", 2) for k in ("other", "wander", "linger")),
+    ):
+        if config[key] < least:
+            raise UsageError(
+                f"{key} is {config[key]}, expected at least {least}: some are held out and judged"
+            )
+
+
+def _check(commands: Sequence[Command]) -> None:
+    """Refuses what a command would refuse, before the first one has run."""
+    for _, (verb, *arguments) in commands:
+        composed = cli.compose(verb, arguments)
+        if verb == "pretrain" and composed.stage != "statistics":
+            asked_settings(composed)
 
 
 def _videos(config: DictConfig, tasks: Sequence[str]) -> Videos:
@@ -259,6 +247,16 @@ def _checkpoint(config: DictConfig, reward: str, checkpoints: Path, name: str) -
     return None if pattern is None else checkpoints / Path(pattern).parent.name / name
 
 
+def _require_models(frozen: Mapping[str, Path | None], models: str) -> None:
+    folders = dict.fromkeys(path for path in frozen.values() if path is not None)
+    missing = [str(path) for path in folders if not (path / "summary.json").exists()]
+    if missing:
+        raise UsageError(
+            f"models_of={models} needs models that are there: not found: {', '.join(missing)}; make them with "
+            f"`python launch/quality.py task_set={models}`, or give another checkpoints="
+        )
+
+
 def _scorer(
     config: DictConfig,
     reward: str,
@@ -277,114 +275,6 @@ def _scorer(
     if "videos" in settings.bonus:
         settings.bonus.videos = str(data.folder(task, "expert"))
     return learning_scorer(settings, random_videos, config.bonus_updates, config.seed)
-
-
-def _collect_missing(config: DictConfig, task: str, data: Videos) -> None:
-    for behaviour in BEHAVIOURS:
-        folder = data.folder(task, behaviour)
-        if (folder / "index.json").exists():
-            _require_camera(config.camera, folder)
-            continue
-        is_expert = behaviour == "expert"
-        # (how many, every which one is held out)
-        episodes, validation_every = {
-            "expert": (config.expert_episodes, 5),
-            "wander": _many(config.wander_episodes),
-            "linger": _many(config.linger_episodes),
-        }.get(behaviour, (config.other_episodes, 2))
-        arguments = [
-            f"task={task}",
-            f"preset={config.preset_name}",
-            f"behaviour={behaviour}",
-            f"episodes={episodes}",
-            f"validation_every={validation_every}",
-            f"seed={config.seed if is_expert else config.seed + 1}",
-            f"out={folder}",
-        ]
-        if config.camera is not None:
-            arguments.append(f"env.render.camera={config.camera}")
-        run_step(f"{behaviour} videos of {task}", ["collect", *arguments])
-
-
-def _many(episodes: int) -> tuple[int, int]:
-    return episodes, 2 if episodes < 16 else 8
-
-
-def _require_camera(camera: str | None, folder: Path) -> None:
-    found = read_json(folder / "index.json")["render"]["camera"]
-    if camera is not None and found != camera:
-        raise UsageError(f"camera={camera}, but the videos in {folder} are of {found!r}; give another data=")
-
-
-def _require_models(frozen: Mapping[str, Path | None], models: str) -> None:
-    folders = dict.fromkeys(path for path in frozen.values() if path is not None)
-    missing = [str(path) for path in folders if not (path / "summary.json").exists()]
-    if missing:
-        raise UsageError(
-            f"models_of={models} needs models that are there: not found: {', '.join(missing)}; make them with "
-            f"`python launch/quality.py task_set={models}`, or give another checkpoints="
-        )
-
-
-def _measure_missing(
-    config: DictConfig, tasks: Sequence[str], data: Videos, frozen: Mapping[str, Path | None]
-) -> None:
-    """Statistics of the tasks that a model has not seen, from their videos, into the model's folder."""
-    # Rewards of one model share its statistics; any of them has all computed.
-    rewards = {folder: reward.split()[0] for reward, folder in frozen.items() if folder is not None}
-    for folder, reward in rewards.items():
-        known = read_json(folder / STATISTICS_FILE).values()
-        for task in (task for task in tasks if any(task not in entries for entries in known)):
-            what = f"statistics of {task} for {folder}"
-            common = [f"task={task}", f"preset={config.preset_name}", f"device={config.device}"]
-            arguments = [*common, "stage=statistics", f"reward={reward}"]
-            videos = f"data=[{data.learned_by(folder.parent.name, [task])}]"
-            run_step(what, ["pretrain", *arguments, videos, f"out={folder}"])
-
-
-def _train_missing(
-    config: DictConfig,
-    tasks: Sequence[str],
-    data: Videos,
-    checkpoints: Path,
-    name: str,
-    frozen: Mapping[str, Path | None],
-) -> None:
-    kinds = {path.parent.name for path in frozen.values() if path is not None}
-    for kind in reversed(NEEDS):
-        kinds |= set(NEEDS[kind]) if kind in kinds else set()
-    common = [
-        f"task={tasks[0]}",
-        f"preset={config.preset_name}",
-        f"seed={config.seed}",
-        f"device={config.device}",
-    ]
-    codec = checkpoints / "codec" / name
-    if config.codec_checkpoint is not None:
-        kinds.discard("codec")
-        codec = absolute_path(str(config.codec_checkpoint), "codec_checkpoint")
-    for kind in (kind for kind in NEEDS if kind in kinds):
-        folder = checkpoints / kind / name
-        if (folder / "summary.json").exists():
-            continue
-        stage = "video" if kind == "base" else kind
-        arguments = [f"stage={stage}", f"data=[{data.learned_by(kind, tasks)}]", f"out={folder}"]
-        if "codec" in NEEDS[kind]:
-            arguments.append(f"codec_checkpoint={codec}")
-        if kind == "base":
-            arguments.append(f"expert_videos={config.base_expert_videos}")
-        if kind == "relative":
-            arguments.append(f"base={checkpoints / 'base' / name}")
-        pair = kind in ("base", "relative")
-        # The codec's sizes are part of every other model's: they all get its overrides.
-        arguments += config.codec_overrides
-        arguments += config.video_overrides if kind == "video" else config.base_overrides if pair else []
-        arguments += config.expert_overrides if kind == "relative" else []
-        steps = config[f"{kind}_steps"]
-        if steps is not None:
-            section = "video" if pair else kind
-            arguments.append(f"{section}_training.train_steps={steps}")
-        run_step(f"{kind} of {name}", ["pretrain", *common, *arguments])
 
 
 if __name__ == "__main__":

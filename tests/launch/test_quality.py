@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from actors.experts import BEHAVIOURS
 from launch import pretrain_stages, quality
 from launch.cli import UsageError, compose
+from launch.pretrain_stages import asked_settings
+from models.files import write_json
 
 
 def test_models_of_other_tasks_get_statistics_and_no_training(tmp_path, monkeypatch):
@@ -50,19 +53,64 @@ def test_models_that_are_not_there_are_named_before_anything_is_collected(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_videos_of_another_camera_are_refused_and_missing_ones_are_of_the_one_asked_for(
-    tmp_path, monkeypatch
-):
-    commands = []
-    monkeypatch.setattr(quality, "run_step", lambda _name, arguments: commands.append(arguments))
-    config = compose("quality", ["camera=close"])
-    quality._collect_missing(config, "reach", quality.Videos(tmp_path))
+def test_videos_of_another_view_are_refused_and_missing_ones_are_of_the_one_asked_for(tmp_path):
+    config, videos = compose("quality", ["camera=close"]), quality.Videos(tmp_path)
+    commands = quality.collecting(config, "reach", videos)
     assert len(commands) == len(BEHAVIOURS)
-    assert all(compose("collect", c[1:]).env.render.camera == "close" for c in commands)
+    assert all(compose("collect", c[1:]).env.render.camera == "close" for _, c in commands)
+    render = {"camera": "corner2", "quality": "fast"}
     (tmp_path / "reach/expert").mkdir(parents=True)
-    (tmp_path / "reach/expert/index.json").write_text('{"render": {"camera": "corner2"}}')
+    write_json(tmp_path / "reach/expert/index.json", {"render": render})
     with pytest.raises(UsageError, match=r"camera=close, but the videos in .*/reach/expert are of 'corner2'"):
-        quality._collect_missing(config, "reach", quality.Videos(tmp_path))
+        quality.collecting(config, "reach", videos)
+    assert len(quality.collecting(compose("quality", []), "reach", videos)) == len(BEHAVIOURS) - 1
+    with pytest.raises(UsageError, match=r"env.render.quality=full, but the videos in .* are of 'fast'"):
+        quality.collecting(compose("quality", ["preset=paper"]), "reach", videos)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("expert_overrides=['video_training.hold_frame=101']", "unknown key 'video_training.hold_frame'"),
+        ("base_overrides=['video.history=last']", "video: "),
+        ("env.render.camera=close", "the view of the videos is camera="),
+        ("other_episodes=1", "other_episodes is 1, expected at least 2"),
+    ],
+)
+def test_what_a_later_command_would_refuse_is_refused_first(tmp_path, monkeypatch, override, message):
+    monkeypatch.setattr(quality, "run_step", lambda *_: pytest.fail("a command has run"))
+    folders = [f"data={tmp_path}/data", f"checkpoints={tmp_path}/models", f"out={tmp_path}/out"]
+    config = compose("quality", [*folders, "rewards=[relative]", override])
+    config.overrides = [override]
+    with pytest.raises(UsageError, match=re.escape(message)):
+        quality.quality(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_are_there_are_used_and_what_they_were_trained_with_is_said(tmp_path):
+    videos, folder = quality.Videos(tmp_path / "data"), tmp_path / "codec/reach"
+    frozen = {"diffusion": tmp_path / "video/reach"}
+    config = compose("quality", ["codec_steps=7"])
+    (_, codec), (_, video) = quality.training(config, ["reach"], videos, tmp_path, "reach", frozen)[0]
+    assert "stage=codec" in codec and "stage=video" in video
+    folder.mkdir(parents=True)
+    write_json(folder / "training.json", asked_settings(compose("pretrain", codec[1:])))
+    write_json(folder / "summary.json", {})
+    left, otherwise = quality.training(config, ["reach"], videos, tmp_path, "reach", frozen)
+    assert [name for name, _ in left] == ["video of reach"] and not otherwise
+    changed = compose("quality", ["codec_steps=8", "seed=3"])
+    _, otherwise = quality.training(changed, ["reach"], videos, tmp_path, "reach", frozen)
+    assert otherwise == {
+        str(folder): [
+            "training.train_steps is 7, 8 would be asked for",
+            "training.seed is 0, 3 would be asked for",
+        ]
+    }
+    (tmp_path / "video/reach").mkdir(parents=True)
+    write_json(tmp_path / "video/reach/summary.json", {})  # trained, but cut off before its statistics
+    assert [
+        name for name, _ in quality.training(config, ["reach"], videos, tmp_path, "reach", frozen)[0]
+    ] == ["video of reach"]
 
 
 def test_videos_of_a_policy_are_judged_where_there_are_some(tmp_path):
