@@ -26,8 +26,7 @@ from actors.experts import BEHAVIOURS
 from launch import cli
 from launch.cli import UsageError, group_options, suggest
 from launch.paths import absolute_path
-from launch.pretrain_stages import asked_settings
-from launch.quality_making import POLICY, Command, Videos, collecting, measuring, training
+from launch.quality_making import POLICY, Videos, collecting, measuring, require_accepted, training
 from launch.quality_rewards import Scorer, frozen_scorer, learning_scorer, sparse_scorer
 from launch.steps import run_step
 from models.episode import Episode
@@ -84,7 +83,7 @@ def quality(config: DictConfig) -> int:
         commands += trainings
     else:
         commands += measuring(config, judged, data, frozen)
-    _check(commands)
+    require_accepted(commands)
     for folder, differences in otherwise.items():
         print(f"[quality] {folder} is used as it was trained: {'; '.join(differences)}", flush=True)
     for step, arguments in commands:
@@ -123,14 +122,6 @@ def _require_own_keys(config: DictConfig) -> None:
             raise UsageError(
                 f"{key} is {config[key]}, expected at least {least}: some are held out and judged"
             )
-
-
-def _check(commands: Sequence[Command]) -> None:
-    """Refuses what a command would refuse, before the first one has run."""
-    for _, (verb, *arguments) in commands:
-        composed = cli.compose(verb, arguments)
-        if verb == "pretrain" and composed.stage != "statistics":
-            asked_settings(composed)
 
 
 def _videos(config: DictConfig, tasks: Sequence[str]) -> Videos:

@@ -13,6 +13,7 @@ from actors.experts import BEHAVIOURS, LEARNED_FROM
 from launch import cli
 from launch.cli import UsageError, build
 from launch.paths import absolute_path
+from launch.pretrain import with_choices_of_the_stage
 from launch.pretrain_stages import asked_settings
 from models.checkpoints import flatten
 from models.files import read_json
@@ -193,12 +194,25 @@ def training(
     return commands, otherwise
 
 
+def require_accepted(commands: Sequence[Command]) -> None:
+    """Refuses what a command would refuse of its keys, before the first one has run.
+
+    Raises:
+        UsageError: as the command would.
+    """
+    for _, (verb, *arguments) in commands:
+        given = with_choices_of_the_stage(arguments) if verb == "pretrain" else arguments
+        composed = cli.compose(verb, given)
+        if verb == "pretrain" and composed.stage != "statistics":
+            asked_settings(composed)
+
+
 def _differences(folder: Path, arguments: Sequence[str]) -> list[str]:
     """What a finished training was asked for, where this command would ask for something else."""
     if not (folder / SETTINGS_FILE).exists():  # converted, not trained here
         return []
     there = flatten(read_json(folder / SETTINGS_FILE))
-    asked = flatten(asked_settings(cli.compose("pretrain", arguments)))
+    asked = flatten(asked_settings(cli.compose("pretrain", with_choices_of_the_stage(list(arguments)))))
     return [
         f"{key} is {there[key]!r}, {asked[key]!r} would be asked for"
         for key in asked
