@@ -82,9 +82,10 @@ def benchmark(config: DictConfig) -> int:
         # Each part starts alike, whatever the one before it did to the settings of torch.
         torch.set_num_threads(settings.threads)
         results += module.measure(settings)
-    report = {**facts, **_plain(settings, results)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, report)
+        # After each part: hours of figures outlive a failure in the last one.
+        report = {**facts, **_plain(settings, results)}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, report)
     say("\n" + tables(results) + f"\n\nwritten: {out}")
     if plots is not None:
         from launch.bench.curves import plot_curves
@@ -250,6 +251,11 @@ def _settings(config: DictConfig, against: tuple[str, ...] | None) -> BenchSetti
         raise UsageError(f"device is {device!r}, expected cpu, cuda or auto")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is 'cuda', but no CUDA device is visible; use device=cpu")
+    if "estimators" in _names(config.what) and None in (config.checkpoint, config.data):
+        raise UsageError(
+            "what=estimators judges videos with a trained video model: give checkpoint=<folder of pretrain.py "
+            "stage=video> and data=<folder with expert/, random/ and noisy/ of collect.py>"
+        )
     stream = sys.stderr if config.json else sys.stdout
     return BenchSettings(
         rounds=config.rounds,

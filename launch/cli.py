@@ -68,6 +68,24 @@ def _check_key(key: str, base: DictConfig) -> None:
     )
 
 
+def _check_type(key: str, config: DictConfig, value: Any) -> None:
+    """Refuses a word where a verb's own key has a number, or a number where it is true or false.
+
+    Sections are checked when their dataclass is built.
+    """
+    if "." in key or OmegaConf.is_missing(config, key):
+        return
+    default = config[key]
+    if isinstance(default, bool):
+        fits, expected = isinstance(value, bool), "true or false"
+    elif isinstance(default, (int, float)):
+        fits, expected = type(value) in (int, float), "a number"
+    else:
+        return
+    if not fits:
+        raise UsageError(f"{key} must be {expected}, got {value!r}")
+
+
 def _verb_groups(verb: str) -> list[str]:
     defaults = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml").get("defaults", [])
     groups = [next(iter(entry)) for entry in defaults if not isinstance(entry, str)]
@@ -151,7 +169,9 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
             key = override.partition("=")[0]
             if key not in groups:
                 _check_key(key, config)
-                OmegaConf.update(config, key, parser.parse_override(override).value())
+                value = parser.parse_override(override).value()
+                _check_type(key, config, value)
+                OmegaConf.update(config, key, value)
         OmegaConf.resolve(config)
     except (hydra.errors.HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"cannot compose the configuration: {str(error).strip().splitlines()[0]}") from error
@@ -257,6 +277,8 @@ def main(
         if show_config:
             show(OmegaConf.to_yaml(config))
             return
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise UsageError(f"missing: {', '.join(f'{key}=' for key in missing)}; see --help")
         code = run(config)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         if os.environ.get("DRR_DEBUG"):

@@ -54,9 +54,6 @@ def convert(config: DictConfig) -> int:
         FileNotFoundError: if a file is missing.
         ValueError: if a file does not hold what it should; keys that do not fit are listed.
     """
-    for key in ("kind", "source"):
-        if OmegaConf.is_missing(config, key):
-            raise UsageError(f"{key}= is needed; see --help")
     if config.kind == DATASET:
         return _convert_dataset(config)
     if config.kind not in CONVERTERS:

@@ -42,16 +42,8 @@ PEERS = tuple(ESTIMATORS)
 
 
 def measure(settings: BenchSettings) -> list[Row]:
-    """Frames per second, rank correlation with the paper's chain, and AUC of each estimator in both modes.
-
-    Raises:
-        RuntimeError: if no checkpoint or no videos are given.
-    """
-    if settings.checkpoint is None or settings.data is None:
-        raise RuntimeError(
-            "what=estimators judges videos with a trained video model: give checkpoint=<folder of pretrain.py "
-            "stage=video> and data=<folder with expert/, random/ and noisy/ of collect.py>"
-        )
+    """Frames per second, rank correlation with the paper's chain, and AUC of each estimator in both modes."""
+    assert settings.checkpoint is not None and settings.data is not None  # benchmark.py requires both
     videos = _videos(settings.data, settings.episodes)
     rows = []
     for mode in ("entropy", "likelihood"):

@@ -77,7 +77,7 @@ ray_on 1 "${nodes[0]}" --head --node-ip-address="$head_ip" --port="$port" --dash
 python launch/cluster/wait_for_nodes.py "$head_ip:$port" 1 # A worker gives up when there is no head.
 if [ "${#nodes[@]}" -gt 1 ]; then
     ray_on "$((${#nodes[@]} - 1))" "$(IFS=,; echo "${nodes[*]:1}")" --address="$head_ip:$port"
-    # train.py takes the cluster as it finds it, so all nodes have to be there first.
+    # Nodes that come later would be used as well (cluster=multi_node); waiting lets shards and rollouts spread from the start.
     python launch/cluster/wait_for_nodes.py "$head_ip:$port" "${#nodes[@]}"
 fi
 

@@ -38,6 +38,19 @@ def test_arguments_that_are_no_override(override):
         compose("train", [override])
 
 
+@pytest.mark.parametrize(
+    ("verb", "override", "message"),
+    [
+        ("evaluate", "episodes=ten", "episodes must be a number, got 'ten'"),
+        ("benchmark", "rounds=null", "rounds must be a number, got None"),
+        ("collect", "keep_failures=3", "keep_failures must be true or false, got 3"),
+    ],
+)
+def test_values_of_another_type(verb, override, message):
+    with pytest.raises(UsageError, match=message):
+        compose(verb, [override])
+
+
 def test_unparsable_value():
     with pytest.raises(UsageError, match="cannot compose"):
         compose("train", ["seed=[1"])

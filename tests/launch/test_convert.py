@@ -139,7 +139,6 @@ def test_dataset_becomes_video_folders(files, golden, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["source=x"], "kind= is needed"),
         (["kind=codex", "source=x"], "did you mean 'codec'"),
         (["kind=codec", "source=/nope.pt"], "no official file at /nope.pt"),
         (["kind=codec", "source={files}/vqgan.pt", "domain=dmc"], "expected one of metaworld, adroit"),

@@ -94,6 +94,9 @@ def test_score_writes_a_row_per_frame_and_the_aucs(tiny, tmp_path):
         ("train", ["resume={tmp}"], "not a run folder"),
         ("train", ["reward=sparse", "out={tiny}/data"], "already exists"),
         ("evaluate", ["run={tmp}"], "not a run folder"),
+        ("evaluate", [], "missing: run=; see --help"),
+        ("convert", ["domain=adroit"], "missing: kind=, source=; see --help"),
+        ("benchmark", ["what=[reward,estimators]"], "give checkpoint="),
     ],
 )
 def test_bad_input_is_refused_with_what_to_do(tiny, tmp_path, verb, overrides, message):
