@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # Run as a script: import from the project root, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from actors.envs.registry import task_set
 from launch import cli

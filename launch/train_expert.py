@@ -33,7 +33,7 @@ from launch.paths import absolute_path
 from launch.ray_access import protect_local_ray
 from launch.run_folder import RunFolder
 from launch.sac import STATE_ENV, SACConfig
-from models.files import write_json
+from models.files import hold_folder, write_json
 from models.intervals import wilson_interval
 
 # Share of an evaluation interval that one call of RLlib covers at most, and the most agent steps of a call.
@@ -204,6 +204,7 @@ class ExpertTraining:
         from launch.ray_metrics import RayMetrics
         from launch.sac import StateSAC
 
+        hold_folder(folder.path)
         self._settings, self._folder = settings, folder
         checkpoint = folder.latest_checkpoint()
         counters = {} if checkpoint is None else folder.counters(checkpoint)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+LOCK_FILE = ".lock"
+_HELD: dict[Path, int] = {}  # open files of this process, whose locks end with it
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -47,6 +51,26 @@ def sync_to_disk(path: str | Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def hold_folder(folder: str | Path) -> None:
+    """Keeps other processes from training in a folder until this one ends, however it ends.
+
+    Raises:
+        RuntimeError: if another process holds it.
+    """
+    path = Path(folder).resolve() / LOCK_FILE
+    if path in _HELD:
+        return
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise RuntimeError(
+            f"another process is training in {folder}; wait for it, or choose another folder"
+        ) from error
+    _HELD[path] = handle
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.checkpoints import STATE_FILE, WEIGHTS_FILE, require_same_config
 from models.distributed import is_first_worker, require_same_step
-from models.files import read_json, write_json
+from models.files import hold_folder, read_json, write_json
 from models.training_log import Progress, TrainingLog
 from models.video_facts import dataset_facts
 from models.videos import VideoSet
@@ -99,6 +99,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, produc
         FileExistsError: if the folder holds a finished training, an unfinished one and `resume` is off, or
             something else.
         ValueError: if it was started with other settings, naming each key.
+        RuntimeError: if another process is training in it.
     """
     if not is_first_worker():
         return
@@ -111,6 +112,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, produc
             raise FileExistsError(
                 f"{folder} holds an unfinished training; resume it, or choose another folder"
             )
+        hold_folder(folder)
         require_same_config(read_json(folder / SETTINGS_FILE), settings, folder)
         for name in (STATE_FILE, WEIGHTS_FILE):
             for half_written in folder.glob(f".{name}.*"):  # left by a kill in the middle of a save
@@ -121,6 +123,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, produc
             f"{folder} is not empty and holds no {kind} training; choose an empty or new folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    hold_folder(folder)
     write_json(folder / SETTINGS_FILE, settings)
 
 

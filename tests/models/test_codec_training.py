@@ -20,6 +20,7 @@ from models.checkpoints import load_weights
 from models.codec_losses import motion_weights
 from models.codec_training import CodecTrainingConfig, code_use, train_codec
 from models.discriminator import adaptive_weight
+from models.files import LOCK_FILE
 from models.frames import FrameSplits, images_to_tensor
 from models.vqgan import VQGANConfig, load_codec
 
@@ -147,7 +148,7 @@ def test_killed_training_goes_on(tmp_path):
     train_codec(SHORT, TINY, moving_square(), tmp_path / "c", progress=lambda *args: seen.append(args[0]))
     assert seen[0] == 6 and seen[-1] == 12  # the state of step 4 was kept, steps 5 and 6 are done again
     load_codec(tmp_path / "c")
-    assert [path.name for path in (tmp_path / "c").iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in (tmp_path / "c").iterdir() if path.name.startswith(".")] == [LOCK_FILE]
 
 
 def test_resume_refuses_another_configuration_and_a_finished_folder(tmp_path):
