@@ -27,6 +27,7 @@ from launch.paths import absolute_path
 from launch.quality import EDITED, OTHERS
 from launch.steps import run_step
 from models.files import read_json, write_atomic, write_json
+from models.training_folder import SETTINGS_FILE, SUMMARY_FILE
 
 SCORING = "frame_reward."
 KINDS = (*OTHERS, *EDITED)
@@ -56,13 +57,18 @@ def pull_levers(config: DictConfig) -> int:
     for name in config.only or ():
         if name not in levers:
             raise UsageError(f"only has {name!r}; {suggest(str(name), levers)}")
-    levers = {name: levers[name] for name in levers if config.only is None or name in config.only}
     if len({folder_name(name) for name in levers}) != len(levers):
         raise UsageError(f"two levers would have one folder: {sorted(map(folder_name, levers))}")
     root, out = absolute_path(str(config.checkpoints), "checkpoints"), absolute_path(str(config.out), "out")
-    codec = config.codec_checkpoint or f"{root / folder_name(next(iter(levers)))}/codec/{config.task_set}"
-    for name, overrides in levers.items():
-        folder = root / folder_name(name)
+    first, chosen = next(iter(levers)), [n for n in levers if config.only is None or n in config.only]
+    codec = config.codec_checkpoint or f"{root / folder_name(first)}/codec/{config.task_set}"
+    if first not in chosen and not (Path(codec) / SUMMARY_FILE).is_file():
+        raise UsageError(
+            f"no codec in {codec}: one serves all levers, so that only one thing changes at a time, and {first!r} makes it; "
+            f"name that lever in only= as well, or give codec_checkpoint="
+        )
+    for name in chosen:
+        folder, overrides = root / folder_name(name), levers[name]
         if (folder / "quality" / "quality.md").is_file():
             continue
         run_step(f"lever: {name}", ["quality", *quality_arguments(config, folder, overrides, str(codec))])
@@ -102,13 +108,23 @@ def write(out: Path, config: DictConfig, levers: Mapping[str, Sequence[str]], ro
         for name in levers
         if (root / folder_name(name) / "quality" / "quality.md").is_file()
     }
-    facts = {key: config[key] for key in ("task_set", "video_steps", "seed")} | {"preset": config.preset_name}
-    raw = {name: {"overrides": levers[name], "rows": rows} for name, rows in found.items()}
+    facts = {"task_set": config.task_set, "preset": config.preset_name}
+    raw = {
+        name: {"overrides": levers[name], **_made_with(config, root / folder_name(name)), "rows": rows}
+        for name, rows in found.items()
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out.with_suffix(".json"), {**facts, "levers": raw})
     text = table(found)
     write_atomic(out.with_suffix(".md"), lambda file: file.write(text.encode()))
     return text
+
+
+def _made_with(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Steps and seed of a finished lever's video model, which may be those of an earlier call."""
+    made = folder / "video" / str(config.task_set) / SETTINGS_FILE
+    training = read_json(made)["training"] if made.is_file() else {}
+    return {"video_steps": training.get("train_steps"), "seed": training.get("seed")}
 
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

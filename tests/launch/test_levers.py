@@ -59,7 +59,17 @@ def test_each_lever_is_judged_once_with_its_own_model(tmp_path, monkeypatch):
     assert expected in (tmp_path / "out.md").read_text()
     commands.clear()
     assert levers.pull_levers(compose("levers", [*given, *TWO])) == 0
-    assert commands == []
+    assert levers.pull_levers(compose("levers", [*given, MORE, "only=[as the preset]"])) == 0
+    assert (
+        commands == [] and expected in (tmp_path / "out.md").read_text()
+    )  # what is finished stays in the table
+    with pytest.raises(UsageError, match="one serves all levers"):
+        levers.pull_levers(compose("levers", [*given, "only=[frame skip 6]"]))
+    codec = tmp_path / "levers/as_the_preset/codec/metaworld7"
+    codec.mkdir(parents=True)
+    (codec / "summary.json").write_text("{}")
+    assert levers.pull_levers(compose("levers", [*given, "only=[frame skip 6]"])) == 0
+    assert f"codec_checkpoint={codec}" in commands[0]
 
 
 def test_a_codec_that_is_given_serves_all_levers(tmp_path):
