@@ -152,7 +152,7 @@ class Batcher(Generic[Request, Result]):
             return None
 
     async def _run(self, batch: list[_Waiting]) -> None:
-        """Runs the function; its result or its error goes to the requests of this batch only."""
+        """Runs the function; after an error once more for each request alone, so that it goes to the one that caused it."""
         requests = [item.request for item in batch]
         start = time.monotonic()
         try:
@@ -169,12 +169,15 @@ class Batcher(Generic[Request, Result]):
             raise
         except Exception as error:
             self._failures += 1
-            for item in batch:
-                if not item.result.done():
-                    item.result.set_exception(error)
-            return
-        finally:
+            if len(batch) > 1:
+                for item in batch:
+                    await self._run([item])
+                return
             self._count(batch, start)
+            if not batch[0].result.done():
+                batch[0].result.set_exception(error)
+            return
+        self._count(batch, start)
         for item, result in zip(batch, results):
             if not item.result.done():
                 item.result.set_result(result)

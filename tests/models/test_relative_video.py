@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from models.relative_video.checkpoint import load_pair
 from models.relative_video.config import RewardNetworkConfig
 from models.relative_video.masks import masked_tokens, spread_steps
 from models.relative_video.network import load_reward_network
-from models.relative_video.network_training import train_reward_network
+from models.relative_video.network_training import _windows, train_reward_network
 from models.relative_video.predictions import PairPredictions
 from models.relative_video.ratios import (
     embedding_contrast,
@@ -289,6 +290,16 @@ def test_the_reward_network_learns_the_difference_of_the_models(tmp_path):
     expert, base = predictions.expected(look, predictions.histories(history))
     values = [network(u, predictions.codes[history], look.masked.expand(9, -1), 99) for u in (expert, base)]
     assert (values[0] > values[1]).all()
+
+
+def test_the_reward_network_sees_held_ends_of_expert_videos_as_the_expert_model_did(tmp_path):
+    pair = load_pair(write_pair(tmp_path))
+    first = replace(pair.expert.config, history="first", num_history_frames=1)
+    held = SimpleNamespace(codec=pair.codec, expert=SimpleNamespace(config=first), meta={"hold_frames": 40})
+    videos = [video_set(tmp_path)]
+    count = len(videos[0].split("train"))
+    assert len(_windows(held, videos, "train", "expert")) == 40 * count
+    assert len(_windows(held, videos, "train", "others")) < 40 * count
 
 
 def test_a_network_of_equal_models_stays_exactly_zero(tmp_path):
