@@ -36,6 +36,7 @@ COLUMNS = (
 # What a success rate is called in the rows of each phase.
 SUCCESS = {"train": "episode_success", "eval": "success_rate"}
 SOLVED = 0.8
+OVERSHOOT = 1.02  # an evaluation is the budget's own up to here
 COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#8d6a9f", "#edae49", "#5c5c5c", "#00798c", "#a5682a")
 Row = dict[str, Any]
 # (task, reward) -> seed -> last evaluation.
@@ -61,9 +62,7 @@ def report(config: DictConfig) -> int:
     for run in plan.runs():
         if state_of(root / run.folder_name) != "new":
             found = run_rows(run, RunFolder(root / run.folder_name), config.train_every_agent_steps)
-            # A run may have been resumed beyond the budget since: that is for another experiment's table.
-            within = [row for row in found if row["agent_steps"] <= budget(plan)]
-            rows = replaced(rows, run, within)
+            rows = replaced(rows, run, within_budget(list(found), budget(plan)))
     if not rows:
         raise UsageError(
             f"no runs in {root} and no {path}: run launch/experiment.py experiment={plan.name} first"
@@ -90,6 +89,18 @@ def run_rows(run: Run, folder: RunFolder, train_every_agent_steps: int) -> Itera
         success = line[SUCCESS[line["phase"]]]
         row = {"task": run.task, "reward": run.reward, "seed": run.seed, **line, "success": round(success, 4)}
         yield {key: row.get(key, "") for key in COLUMNS}
+
+
+def within_budget(rows: Sequence[Row], total_agent_steps: int) -> list[Row]:
+    """The rows up to the budget and its evaluation.
+
+    Blocks are whole episodes, so that a run ends a few of them beyond its budget. It may also have been resumed far beyond
+    since: that is for another experiment's table.
+    """
+    evaluated = [row["agent_steps"] for row in rows if row["phase"] == "eval"]
+    beyond = min((step for step in evaluated if step >= total_agent_steps), default=0)
+    last = beyond if beyond <= OVERSHOOT * total_agent_steps else 0
+    return [row for row in rows if row["agent_steps"] <= max(last, total_agent_steps)]
 
 
 def replaced(rows: Sequence[Row], run: Run, found: Sequence[Row]) -> list[Row]:

@@ -11,7 +11,16 @@ import pytest
 
 from launch.cli import UsageError, compose, group_options
 from launch.experiment import Plan, Run, plan_of, run_experiment
-from launch.report import budget, final_success, markdown, read_rows, replaced, report, write_rows
+from launch.report import (
+    budget,
+    final_success,
+    markdown,
+    read_rows,
+    replaced,
+    report,
+    within_budget,
+    write_rows,
+)
 from models.files import write_json
 from tests.launch.conftest import run_verb
 from tests.launch.test_training import SMALL
@@ -200,7 +209,7 @@ def test_a_run_that_was_resumed_beyond_the_budget_counts_at_the_budget(tmp_path)
     path = tmp_path / "runs/metaworld_laptop/reach_sparse_seed0"
     finished_run(path, total=40_000)
     line = {"phase": "eval", "updates": 1, "wall_s": 1.0, "episodes": 10}
-    at = [(16_000, 0.0), (20_000, 0.3), (24_000, 0.9), (40_000, 1.0)]
+    at = [(16_000, 0.0), (20_060, 0.3), (24_000, 0.9), (40_000, 1.0)]
     lines = [{**line, "agent_steps": step, "frames": 3 * step, "success_rate": rate} for step, rate in at]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report(compose("report", [f"runs={tmp_path}/runs", f"out={tmp_path}/results"]))
@@ -208,6 +217,12 @@ def test_a_run_that_was_resumed_beyond_the_budget_counts_at_the_budget(tmp_path)
     assert [(row["agent_steps"], row["success"]) for row in rows] == at[:2]
     text = (tmp_path / "results/metaworld_laptop.md").read_text()
     assert "| reach | - | - | - | 30% (30%)" in text
+
+
+@pytest.mark.parametrize(("steps", "kept"), [([90, 100, 110], 2), ([99, 101, 102], 2), ([99, 103], 1)])
+def test_only_the_first_evaluation_at_the_budget_counts(steps, kept):
+    rows = [row("reach", "sparse", 0, "eval", step, 0.5) for step in steps]
+    assert within_budget(rows, 100) == rows[:kept]
 
 
 def test_a_report_without_anything_says_what_to_do(tmp_path):

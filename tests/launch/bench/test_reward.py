@@ -69,11 +69,6 @@ def test_moving_pictures_move():
     assert frames.std() > 20
 
 
-def test_estimators_need_a_model_and_videos():
-    with pytest.raises(RuntimeError, match="give checkpoint="):
-        estimators.measure(bench_settings())
-
-
 def test_estimators_are_judged_on_held_out_videos(tmp_path):
     checkpoint = write_tiny_folder(tmp_path / "model")
     for number, kind in enumerate(("expert", "random", "noisy")):
