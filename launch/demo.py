@@ -220,7 +220,6 @@ def claim(out: Path, config: DictConfig) -> None:
     left_out = ("out", "overrides")
     wanted = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k not in left_out]))
     assert isinstance(wanted, dict)
-    wanted["given"] = sorted(o for o in config.overrides if o.startswith("env."))
     if (out / SETTINGS_FILE).exists():
         require_same_config(read_json(out / SETTINGS_FILE), wanted, out)
         print(f"[demo] going on in {out}", flush=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,28 @@ def quality(config: DictConfig) -> int:
     for step, arguments in commands:
         run_step(step, arguments)
     out.mkdir(parents=True)
+    facts = {"preset": config.preset_name, "models": models, "trained_otherwise": otherwise}
+    rows = _judge_all(
+        config, judged, frozen, data, lambda rows: write_json(out / "quality.json", {**facts, "rows": rows})
+    )
+    text = f"{table(means(rows, name))}\n\n{table(rows)}\n"
+    (out / "quality.md").write_text(text)
+    print(f"\n{text}\nwritten: {out}/quality.md, quality.json")
+    return 0
+
+
+def _judge_all(
+    config: DictConfig,
+    tasks: Sequence[str],
+    frozen: Mapping[str, Path | None],
+    data: Videos,
+    keep: Callable[[list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:
+    """Every reward on every task; `keep` is given the rows so far after each."""
     rows: list[dict[str, Any]] = []
-    for task in judged:
+    for task in tasks:
         videos = {b: read_videos(data.folder(task, b)) for b in data.behaviours(task)}
-        for reward in rewards:
+        for reward in frozen:
             score = _scorer(config, reward, frozen[reward], task, videos["random"], data)
             row = {
                 "task": task,
@@ -101,12 +119,8 @@ def quality(config: DictConfig) -> int:
             }
             rows.append(row)
             print(f"[quality] {task:<16} {reward:<21} {_line(row)}", flush=True)
-            facts = {"preset": config.preset_name, "models": models, "trained_otherwise": otherwise}
-            write_json(out / "quality.json", {**facts, "rows": rows})
-    text = f"{table(means(rows, name))}\n\n{table(rows)}\n"
-    (out / "quality.md").write_text(text)
-    print(f"\n{text}\nwritten: {out}/quality.md, quality.json")
-    return 0
+            keep(rows)
+    return rows
 
 
 def _require_own_keys(config: DictConfig) -> None:

@@ -69,6 +69,7 @@ def report(config: DictConfig) -> int:
         )
     out.mkdir(parents=True, exist_ok=True)
     write_rows(path, rows)
+    rows = read_rows(path)  # rounded: the page is that of the file
     curves(plan, rows, path.with_suffix(".png"))
     text = markdown(plan, rows)
     write_atomic(path.with_suffix(".md"), lambda file: file.write(text.encode()))

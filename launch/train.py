@@ -148,6 +148,11 @@ def _run_folder(config: DictConfig, out: Path, with_replay: bool) -> tuple[RunFo
     return folder, wall_s
 
 
+def _resume_command(place: Path | str, given: Sequence[str]) -> str:
+    also = [shlex.quote(o) for o in given if not o.startswith(("resume=", "out="))]
+    return " ".join([f"python launch/train.py resume={place}", *also])
+
+
 def train(
     settings: TrainSettings,
     folder: RunFolder,
@@ -203,10 +208,9 @@ def train(
             log.close()
         view.event(f"{outcome}: run folder {folder.path}")
         if outcome != "finished":
-            also = [shlex.quote(o) for o in given if not o.startswith(("resume=", "out="))]
-            view.event(" ".join([f"go on with: python launch/train.py resume={folder.path}", *also]))
+            view.event(f"go on with: {_resume_command(folder.path, given)}")
             if store is not None:
-                view.event(" ".join([f"or anywhere with: python launch/train.py resume={store.url}", *also]))
+                view.event(f"or anywhere with: {_resume_command(store.url, given)}")
     finally:
         view.close()
         ray.shutdown()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections import deque
@@ -20,7 +19,7 @@ from learner.journal import Journal, StoredEpisode
 from learner.ring import EvictionCounter, RowFile, read_ahead_if_large
 from learner.rows import episode_of, read_transitions, row_fields, rows_of
 from models.episode import Episode
-from models.files import read_json, write_json
+from models.files import read_json, try_lock, write_json
 
 FORMAT = 1
 EVICTIONS_FILE = "evictions.bin"
@@ -365,15 +364,12 @@ class EpisodeStore:
 
 
 def _lock(path: Path) -> int:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     deadline_s = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
+            return try_lock(path)
         except BlockingIOError as error:
             if time.monotonic() > deadline_s:
-                os.close(handle)
                 raise RuntimeError(
                     f"replay store {path.parent} is open in another process; "
                     "stop that run, or give this one another folder"

@@ -53,6 +53,21 @@ def sync_to_disk(path: str | Path) -> None:
         os.close(handle)
 
 
+def try_lock(path: str | Path) -> int:
+    """Locks a file, made if it is missing, for as long as it stays open; returns its handle.
+
+    Raises:
+        BlockingIOError: if another open file holds the lock.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    return handle
+
+
 def hold_folder(folder: str | Path) -> None:
     """Keeps other processes from training in a folder until this one ends, however it ends.
 
@@ -62,15 +77,12 @@ def hold_folder(folder: str | Path) -> None:
     path = Path(folder).resolve() / LOCK_FILE
     if path in _HELD:
         return
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _HELD[path] = try_lock(path)
     except BlockingIOError as error:
-        os.close(handle)
         raise RuntimeError(
             f"another process is training in {folder}; wait for it, or choose another folder"
         ) from error
-    _HELD[path] = handle
 
 
 def write_json(path: str | Path, value: Any) -> None:

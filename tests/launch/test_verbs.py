@@ -137,6 +137,5 @@ def test_quality_judges_every_kind_of_reward(tiny, tmp_path):
     # The sparse reward of successful experts beats random actions, which never close the door.
     assert rows[-1]["against"]["random"]["auc_per_episode"] == 1.0
     assert "| door-close | sparse |" in (out / "quality.md").read_text()
-    # A frame has the same RND value in any order, and so has the mean of a video: of four pairs of two videos and their two
-    # reversals two are ties, but for rounding, which differs between processors.
-    assert rows[1]["against"]["reversed"]["auc_per_episode"] in (0.25, 0.5, 0.75)
+    # A frame has the same RND value in any order. (Of episodes there are two, whose ties rounding breaks.)
+    assert rows[1]["against"]["reversed"]["auc_per_frame"] == pytest.approx(0.5, abs=0.02)
