@@ -251,11 +251,12 @@ class TrainSettings:
                 f"{n_step - 1} frames of an episode start no return, so a success would never be learned from; give at "
                 f"least {n_step - 1}"
             )
-        if self.limiter.tolerance_steps < self.block_steps:
+        least = self.limiter.least_tolerance_steps(self.block_steps)
+        if self.limiter.tolerance_steps < least:
             raise ValueError(
                 f"limiter.tolerance_steps={self.limiter.tolerance_steps} is smaller than one block of "
-                f"{self.block_steps} agent steps, so no block could ever start; raise it, or lower "
-                "rollout.episodes_per_block"
+                f"{self.block_steps} agent steps and what updates leave over, {least}: rollouts and learner would wait for "
+                "each other for ever; raise it, or lower rollout.episodes_per_block"
             )
 
     @property

@@ -19,8 +19,7 @@ class UpdateRatioLimiter:
         updates_per_step: Updates per agent step, above 0 (DrQ-v2, arXiv 2107.09645: 0.5).
         min_steps: Agent steps before the first update, at least 0 (seed steps).
         tolerance_steps: Agent steps that may be started before the learner has caught up, at least
-            one update's worth (1 / updates_per_step). A block of k steps needs a tolerance of at
-            least k + 1 / updates_per_step if it waits until it fits whole.
+            one update's worth (1 / updates_per_step). Blocks of several steps need `least_tolerance_steps`.
     """
 
     updates_per_step: float = 0.5
@@ -47,6 +46,18 @@ class UpdateRatioLimiter:
     def _ratio(self) -> Fraction:
         # Exact arithmetic: in floating point 100 steps at 0.29 would be 28 updates.
         return Fraction(self.updates_per_step).limit_denominator(1_000_000)
+
+    def least_tolerance_steps(self, block_steps: int) -> int:
+        """Least `tolerance_steps` with which a block that must fit whole always starts in the end.
+
+        Whole updates leave some agent steps over (at 0.5 an odd one), and what is left over counts as not caught up.
+
+        Args:
+            block_steps: Agent steps of a block, at least 1.
+        """
+        ratio = self._ratio
+        left_over_steps = math.ceil(1 / ratio) - (1 in (ratio.numerator, ratio.denominator))
+        return block_steps + left_over_steps
 
     def updates_due(self, agent_steps: int, updates: int) -> int:
         """How many updates may run now.

@@ -56,6 +56,21 @@ def test_blocks_and_updates_never_wait_for_each_other(ratio):
     assert updates == int((steps - 60) * ratio + 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "least"), [(0.5, 26), (1.0, 25), (3.0, 25), (0.1, 34), (0.29, 29), (1.5, 26)]
+)
+def test_the_least_tolerance_never_stops_blocks_of_any_length_and_one_step_less_may(ratio, least):
+    assert UpdateRatioLimiter(ratio, 60, 40).least_tolerance_steps(25) == least
+
+    def stops(tolerance_steps: int, start_steps: int) -> bool:
+        limiter = UpdateRatioLimiter(ratio, min_steps=60, tolerance_steps=tolerance_steps)
+        updates = limiter.updates_due(start_steps, 0)
+        return limiter.steps_allowed(start_steps, updates) < 25
+
+    assert not any(stops(least, start_steps) for start_steps in range(60, 400))
+    assert any(stops(least - 1, start_steps) for start_steps in range(60, 400))
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match=r"limiter\.updates_per_step=0"):
         UpdateRatioLimiter(0)
