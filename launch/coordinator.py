@@ -209,13 +209,17 @@ class Coordinator:
     def _start_evaluation(self) -> None:
         if self.evaluation is not None and self.evaluation.is_lost:
             self._repeat_evaluation(self.evaluation)
+        if self.agent_steps >= self.settings.total_agent_steps:
+            return  # The last one waits for the updates that are still due: it is of the final weights.
         every = self.settings.eval_every_agent_steps
         is_due = self.agent_steps // every > self._evaluated_at_steps // every or self._evaluated_at_steps < 0
         if self.evaluation is not None or not is_due:
             return
         if self._is_sync and (self.blocks.in_flight or self.learner.in_flight):
             return
-        self._evaluated_at_steps = self.agent_steps
+        self._evaluate_now()
+
+    def _evaluate_now(self) -> None:
         self.evaluation = EvaluationRun(
             self.settings, self.system, self.folder, self.learner.publish_ref(), self.agent_steps
         )
@@ -276,15 +280,14 @@ class Coordinator:
         for name, frames in done.videos.items():
             self.log.video(name, frames, self.evaluation.agent_steps, self.settings.video_fps)
         self.view.event(done.summary)
+        # Only now: one that a stop or a kill cuts off is made up for by the run that goes on.
+        self._evaluated_at_steps = self.evaluation.agent_steps
         self.evaluation = None
 
     def _finish_evaluation(self) -> None:
-        """Evaluates the final weights, unless that has just been done."""
+        """Evaluates the final weights, unless an earlier part of the run has done so."""
         if self._evaluated_at_steps != self.agent_steps:
-            self._evaluated_at_steps = self.agent_steps
-            self.evaluation = EvaluationRun(
-                self.settings, self.system, self.folder, self.learner.publish_ref(), self.agent_steps
-            )
+            self._evaluate_now()
         while self.evaluation is not None and not self.stop:
             self.supervisor.look(self.blocks)
             self._start_evaluation()

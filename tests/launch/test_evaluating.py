@@ -1,4 +1,4 @@
-"""An evaluation whose results are lost starts again."""
+"""Evaluations in the course of training: when they start, and again if their results are lost."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import pytest
 import ray
 from ray.exceptions import ObjectReconstructionFailedError
 
-from launch import evaluating
-from launch.evaluating import EvaluationRun
+from launch import coordinator, evaluating
+from launch.coordinator import Coordinator
+from launch.evaluating import EvaluationResult, EvaluationRun
+from launch.run_folder import ReplayStart
+from launch.watching import StoredEpisodes
+from learner.limiter import UpdateRatioLimiter
 
+STATS = ("total_inserted_steps", "total_inserted_episodes", "size_transitions")
 SUMMARY = {"success_rate": 0.5, "success_low": 0.1, "success_high": 0.9, "episodes": 2, "weight_version": 3}
 
 
@@ -56,3 +61,90 @@ def test_episodes_lost_with_their_node_after_scoring_are_rolled_out_again(monkey
     run.advance(run.ref, recoveries.append)
     result = run.advance(run.ref, recoveries.append)
     assert result is not None and result.metrics["success_rate"] == 0.5 and len(recoveries) == 1
+
+
+class InFlight:
+    """An evaluation that ends when it is told to."""
+
+    is_lost, ref = False, "evaluation"
+
+    def __init__(self, *arguments: object) -> None:
+        self.agent_steps = arguments[-1]
+        self.is_over = False
+
+    def advance(self, *_: object) -> EvaluationResult | None:
+        return EvaluationResult({"success_rate": 1.0}, {}, "evaluated") if self.is_over else None
+
+
+@pytest.fixture
+def training(monkeypatch, tmp_path):
+    """A coordinator whose counters a test sets: `at(agent_steps, updates_due)`; `rows` and `saved` are what it writes."""
+    monkeypatch.setattr(coordinator, "EvaluationRun", InFlight)
+
+    def begin(evaluated_at_steps: int) -> Coordinator:
+        made = Coordinator.__new__(Coordinator)
+        made.rows, made.saved = [], {}
+        made.settings = SimpleNamespace(
+            total_agent_steps=400,
+            eval_every_agent_steps=200,
+            keep_checkpoints=1,
+            env=SimpleNamespace(action_repeat=3),
+            cluster=SimpleNamespace(sync=False),
+        )
+        made.limiter = UpdateRatioLimiter(0.5, min_steps=0, tolerance_steps=100)
+        made.replay_start, made.evaluation, made.uploads, made.recoveries = ReplayStart(), None, None, 0
+        made.system = made.blocks = SimpleNamespace(next_block=0)
+        made.learner = SimpleNamespace(in_flight={}, updates=0, publish_ref=lambda: "v", save=lambda _: None)
+        made.log = SimpleNamespace(
+            row=lambda phase, counters, _: made.rows.append((phase, counters["agent_steps"])),
+            wall_s=lambda: 1.0,
+            flush=lambda: None,
+        )
+        made.view = SimpleNamespace(event=lambda _: None)
+        made.folder = SimpleNamespace(
+            new_checkpoint_folder=lambda _: tmp_path,
+            commit_checkpoint=lambda folder, steps, counters, keep: made.saved.update(counters),
+        )
+        made._evaluated_at_steps = evaluated_at_steps
+        return made
+
+    def at(made: Coordinator, agent_steps: int, updates: int) -> None:
+        made._stored = StoredEpisodes([dict.fromkeys(STATS, agent_steps)])
+        made.learner.updates = updates
+        made._start_evaluation()
+
+    return SimpleNamespace(begin=begin, at=at)
+
+
+def test_an_evaluation_that_a_stop_cuts_off_is_made_up_for(training):
+    first = training.begin(evaluated_at_steps=0)
+    training.at(first, 200, 100)
+    assert first.evaluation is not None
+    first._checkpoint()
+    assert first.saved["evaluated_at_steps"] == 0 and first.rows == []
+    resumed = training.begin(first.saved["evaluated_at_steps"])
+    training.at(resumed, 200, 100)
+    resumed.evaluation.is_over = True
+    resumed._evaluation_step("evaluation")
+    resumed._checkpoint()
+    assert resumed.rows == [("eval", 200)] and resumed.saved["evaluated_at_steps"] == 200
+    training.at(resumed, 300, 150)
+    assert resumed.evaluation is None
+
+
+def test_the_last_evaluation_is_of_the_final_weights(training):
+    made = training.begin(evaluated_at_steps=200)
+    training.at(made, 400, 180)  # 20 updates are still due
+    assert made.evaluation is None and not made._is_done()
+    training.at(made, 400, 200)
+    assert made.evaluation is None and made._is_done()
+
+    def wait() -> None:
+        made.evaluation.is_over = True
+        made._evaluation_step("evaluation")
+
+    made.stop, made._wait, made.supervisor = False, wait, SimpleNamespace(look=lambda _: None)
+    made._finish_evaluation()
+    assert made.rows == [("eval", 400)]
+    made._finish_evaluation()
+    assert made.rows == [("eval", 400)]
