@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 from ray.exceptions import (
     ActorDiedError,
@@ -16,6 +18,8 @@ from ray.exceptions import (
 
 from actors.policy import NoWeightsError
 from learner.learner_actor import LearnerRestartedError
+
+DEAD_ANSWER_TIMEOUT_S = 10.0  # Ray answers at once for an actor that is dead.
 
 PROCESS_FAILURES = (
     ActorDiedError,
@@ -58,6 +62,19 @@ def describe(error: BaseException) -> str:
     if isinstance(cause, RayTaskError):
         text = text.splitlines()[-1] if text else text
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+
+
+def why_dead(actor: Any) -> str:
+    """Why an actor that Ray does not start again has died, in one line.
+
+    Args:
+        actor: Handle of an actor with a method `ping`.
+    """
+    try:
+        ray.get(actor.ping.remote(), timeout=DEAD_ANSWER_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        return describe(error)
+    return "Ray does not say why"
 
 
 def get_or_explain(ref: object, what: str, timeout_s: float, hint: str) -> object:

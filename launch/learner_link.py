@@ -88,7 +88,7 @@ class LearnerLink:
         """Saves into `folder` after the calls in flight, recovering a dead learner first.
 
         Raises:
-            RuntimeError: if the learner does not answer or cannot save.
+            RuntimeError: if the learner cannot save.
         """
         self._settle()
         for attempt in range(3):
@@ -101,17 +101,13 @@ class LearnerLink:
                 self._recover(error)
 
     def _settle(self) -> None:
-        """Takes the results of all calls in flight; the learner itself may have to wait for a replay shard that died."""
-        deadline_s = time.monotonic() + self._recovery_timeout_s
+        """Takes the results of all calls in flight, however long they take: a learner may be slow, or wait for a replay
+        shard that died. `while_waiting` gives up on one that Ray cannot run."""
         while self.in_flight:
             ready, _ = ray.wait(list(self.in_flight), num_returns=1, timeout=LOOK_EVERY_S)
             self._while_waiting()
             if ready:
                 self.handle(ready[0])
-            elif time.monotonic() > deadline_s:
-                raise RuntimeError(
-                    f"the learner did not answer within {self._recovery_timeout_s:.0f} s; is Ray still running?"
-                )
 
     def publish(self) -> int:
         """Publishes the weights; returns their version."""
@@ -131,22 +127,32 @@ class LearnerLink:
     def _recover(self, error: BaseException) -> None:
         if not is_process_failure(error):
             raise RuntimeError(f"the learner failed: {describe(error)}") from error
-        answer = self._wait_until_it_answers(error)
-        self.in_flight.clear()  # Everything queued on the dead process is lost or will be repeated.
-        notes: list[str] = []
-        if answer["state"] == "fresh":
-            checkpoint = self._folder.latest_checkpoint(tell=notes.append)
-            if checkpoint is None:
-                raise RuntimeError("the learner died before the first checkpoint") from error
-            self.load(checkpoint)
-            text = f"learner restarted after {describe(error)}; continues at update {self.updates}"
-        else:  # It lives, and its count is the truth: a call that failed half-way may have done some updates.
-            self.updates = int(answer["updates"])
-            text = f"learner goes on at update {self.updates} after {describe(error)}"
-        self._on_recovery(". ".join([text, *notes]))
+        text = self._bring_back(error, time.monotonic() + self._recovery_timeout_s)
+        self._on_recovery(text)
 
-    def _wait_until_it_answers(self, error: BaseException) -> dict[str, Any]:
-        deadline_s = time.monotonic() + self._recovery_timeout_s
+    def _bring_back(self, error: BaseException, deadline_s: float) -> str:
+        """Waits for the learner and brings it up to date; once more if it dies over that. Returns what happened."""
+        answer = self._wait_until_it_answers(error, deadline_s)
+        self.in_flight.clear()  # Everything queued on the dead process is lost or will be repeated.
+        if answer["state"] != "fresh":
+            # It lives, and its count is the truth: a call that failed half-way may have done some updates.
+            self.updates = int(answer["updates"])
+            return f"learner goes on at update {self.updates} after {describe(error)}"
+        notes: list[str] = []
+        checkpoint = self._folder.latest_checkpoint(tell=notes.append)
+        if checkpoint is None:
+            raise RuntimeError("the learner died before the first checkpoint") from error
+        try:
+            self.load(checkpoint)
+        except ray.exceptions.RayError as again:
+            if not is_process_failure(again):
+                raise RuntimeError(f"the learner cannot load {checkpoint}: {describe(again)}") from again
+            return self._bring_back(again, deadline_s)
+        return ". ".join(
+            [f"learner restarted after {describe(error)}; continues at update {self.updates}", *notes]
+        )
+
+    def _wait_until_it_answers(self, error: BaseException, deadline_s: float) -> dict[str, Any]:
         ping = self._actor.ping.remote()
         while time.monotonic() < deadline_s:
             self._while_waiting()

@@ -139,14 +139,17 @@ class NotRunning:
     Attributes:
         names: All of them: waiting for a node, or with one and still starting.
         without_node: Names of those that no node has room for, or not yet.
+        dead: Names of those that Ray will not start again: it does so for a process that died, but not where the actor's
+            constructor raised. Actors that were given up are among them.
     """
 
     names: frozenset[str] = frozenset()
     without_node: frozenset[str] = frozenset()
+    dead: frozenset[str] = frozenset()
 
 
 def not_running() -> NotRunning:
-    """Asks Ray which actors of this job are waiting or starting; the cost does not depend on how many run."""
+    """Asks Ray which actors of this job are waiting, starting or dead; the cost does not depend on how many run."""
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
     records = [
         record
@@ -163,4 +166,5 @@ def not_running() -> NotRunning:
             for record in records
             if (record["Address"]["IPAddress"], record["Address"]["Port"]) in nowhere
         ),
+        frozenset(record["Name"] for record in actor_table(None, job, "DEAD").values()),
     )

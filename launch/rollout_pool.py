@@ -13,6 +13,7 @@ from launch.placement import EPSILON, free_resources
 from launch.settings import RolloutSettings
 
 GIVE_UP_AFTER_S = 15.0
+GROW_AFTER_FAILURE_S = 600.0  # The free CPUs may be those of a node on which no rollout actor can start.
 GROW_EVERY_S = 5.0  # Free resources are reported with a delay: what was just asked for must be counted.
 
 
@@ -43,6 +44,7 @@ class RolloutPool:
         self._next_slot = 1 + max(handles, default=-1)
         self._waiting_since_s: dict[int, float] = {}
         self._grown_s = time.monotonic()
+        self._grow_after_s = 0.0
 
     def adjust(self, without_node: set[int], now_s: float, others_need_cpus: float = 0.0) -> list[str]:
         """Shrinks and grows.
@@ -60,10 +62,20 @@ class RolloutPool:
         events = self._shrink(without_node, now_s)
         if others_need_cpus > 0:
             return events + self._make_room(without_node, others_need_cpus, now_s)
-        if now_s - self._grown_s >= GROW_EVERY_S:
+        if now_s - self._grown_s >= GROW_EVERY_S and now_s >= self._grow_after_s:
             self._grown_s = now_s
             events += self._grow(len(without_node & self._handles.keys()))
         return events
+
+    def retire(self, slot: int, now_s: float) -> None:
+        """Takes out an actor that cannot be started again; no new one is tried for a while.
+
+        Args:
+            slot: Of the actor.
+            now_s: Monotonic time.
+        """
+        del self._handles[slot]
+        self._grow_after_s = now_s + GROW_AFTER_FAILURE_S
 
     def _shrink(self, without_node: set[int], now_s: float) -> list[str]:
         self._waiting_since_s = {

@@ -1,4 +1,4 @@
-"""Looks after actors that Ray cannot place: says which, keeps work away from them, gives up when it is hopeless."""
+"""Looks after actors that Ray cannot place or start: says which, keeps work away from them, gives up when it is hopeless."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from launch.blocks import BlockPipeline
+from launch.failures import why_dead
 from launch.placement import NotRunning, cluster_text, needs_of, not_running, rollout_name, rollout_need
 from launch.rollout_pool import RolloutPool
 from launch.settings import TrainSettings
@@ -58,13 +59,15 @@ class Supervisor:
             now: Look in any case.
 
         Raises:
-            RuntimeError: if an actor that training cannot go on without has waited for its resources for too long.
+            RuntimeError: if an actor that training cannot go on without has waited for its resources for too long, or
+                cannot be started again; likewise if that is true of all rollout actors.
         """
         now_s = time.monotonic()
         if not now and now_s - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = now_s
         self.down = self._ask()
+        self._retire_dead(now_s)
         slots = {rollout_name(slot): slot for slot in self._system.rollouts}
         waiting = self.down.without_node
         others_need_cpus = sum(self._needs[n].cpus for n in waiting if n in self._needs and n not in slots)
@@ -74,6 +77,19 @@ class Supervisor:
             started = self._system.rollouts.keys() - set(slots.values())
             blocks.idle = {slots[name] for name in self.down.names if name in slots} | started
         self._report(now_s)
+
+    def _retire_dead(self, now_s: float) -> None:
+        """Goes on without rollout actors whose constructor fails, as on a node that lacks a library."""
+        if not self.down.dead:
+            return
+        slots = {rollout_name(slot): slot for slot in self._system.rollouts}
+        handles = self._system.by_name()
+        for name in sorted(self.down.dead & handles.keys()):
+            text = f"{name} cannot be started again: {why_dead(handles[name])}"
+            if name not in slots or len(self._system.rollouts) == 1:
+                raise RuntimeError(f"{text}. Mend that, then go on with resume=")
+            self._pool.retire(slots[name], now_s)
+            self._on_event(f"{text}. Training goes on with {len(self._system.rollouts)} rollout actors")
 
     def _report(self, now_s: float) -> None:
         """Names actors that wait, once each time, and says when they run again."""
@@ -87,8 +103,10 @@ class Supervisor:
             if name not in self._reported:
                 self._on_event(self._text(name, now_s - self._since_s[name]))
                 self._reported.add(name)
-        for name in late:
-            if now_s - self._since_s[name] > self._patience_s and not name.startswith("rollout-"):
+        hopeless = [n for n in late if now_s - self._since_s[n] > self._patience_s]
+        rollouts = {rollout_name(slot) for slot in self._system.rollouts}
+        for name in hopeless:
+            if not name.startswith("rollout-") or rollouts <= set(hopeless):
                 raise RuntimeError(
                     f"{self._text(name, self._patience_s)}. Add nodes or ask for less, then go on with resume="
                 )
@@ -101,7 +119,7 @@ class Supervisor:
         )
 
     def _meanwhile(self, name: str) -> str:
-        if not name.startswith("rollout-"):
-            return f"Training waits for it, {self._patience_s:.0f} s at most"
         running = sum(rollout_name(slot) not in self.down.names for slot in self._system.rollouts)
+        if not name.startswith("rollout-") or running == 0:
+            return f"Training waits for it, {self._patience_s:.0f} s at most"
         return f"Training goes on with {running} rollout actors"

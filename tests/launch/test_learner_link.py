@@ -87,3 +87,42 @@ def test_a_learner_that_failed_goes_on_from_its_checkpoint_or_from_its_own_count
     link.handle(call)
     assert (actor.loaded, link.updates, link.updates_in_flight) == (loaded, updates, 0)
     assert events == [event]
+
+
+def test_a_learner_that_dies_once_more_while_it_is_restored_is_brought_back(monkeypatch):
+    actor, events, loads = MortalLearner("fresh", 0), [], []
+    actor.load = SimpleNamespace(remote=lambda path: loads.append(path) or f"load {len(loads)}")
+    link = LearnerLink(actor, SimpleNamespace(latest_checkpoint=lambda tell: "step_1"), events.append)
+    link.start(20, agent_steps=100)
+    (call,) = link.in_flight
+
+    def get(ref, **_):
+        if ref is call or ref == "load 1":
+            raise ray.exceptions.ActorDiedError
+        return 30 if ref == "load 2" else ref.value
+
+    monkeypatch.setattr(learner_link.ray, "get", get)
+    monkeypatch.setattr(learner_link.ray, "wait", lambda refs, **_: (refs, []))
+    link.handle(call)
+    assert (loads, link.updates) == (["step_1", "step_1"], 30) and len(events) == 1
+
+
+def test_a_slow_learner_is_waited_for_at_a_checkpoint(monkeypatch):
+    """Two calls of 50 updates at 0.4 updates/s, with 120 s to come back after a death."""
+    learner, now_s, looks = CountingLearner(), [0.0], []
+    learner.save = SimpleNamespace(remote=lambda *_: Answer({}))
+    link = LearnerLink(learner, None, pytest.fail, lambda: looks.append(now_s[0]), recovery_timeout_s=120.0)
+    link.start(50, agent_steps=100)
+    link.start(50, agent_steps=100)
+    done_at_s = dict(zip(link.in_flight, (125.0, 250.0)))
+
+    def wait(refs, timeout, **_):
+        now_s[0] += timeout
+        ready = [ref for ref in refs if done_at_s[ref] <= now_s[0]]
+        return ready, [ref for ref in refs if ref not in ready]
+
+    monkeypatch.setattr(learner_link.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(learner_link.ray, "wait", wait)
+    monkeypatch.setattr(learner_link.ray, "get", lambda ref, **_: ref.value)
+    link.save("folder")
+    assert (link.updates, now_s[0], len(looks)) == (100, 250.0, 250)

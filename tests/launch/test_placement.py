@@ -9,7 +9,7 @@ import pytest
 from launch import placement, rollout_pool, supervisor
 from launch.cli import UsageError, compose
 from launch.placement import Need, NotRunning, needs_of, require_resources, unplaced
-from launch.rollout_pool import GIVE_UP_AFTER_S, GROW_EVERY_S, RolloutPool
+from launch.rollout_pool import GIVE_UP_AFTER_S, GROW_AFTER_FAILURE_S, GROW_EVERY_S, RolloutPool
 from launch.settings import RolloutSettings, train_settings
 from launch.supervisor import Supervisor
 
@@ -130,14 +130,23 @@ def watched(monkeypatch):
     state = SimpleNamespace(now_s=100.0, down=NotRunning(), events=[])
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: state.now_s)
     monkeypatch.setattr(supervisor, "cluster_text", lambda: "1 node: 2 CPU")
-    system = SimpleNamespace(rollouts={0: "a", 1: "b"})
+    rollouts = {0: "a", 1: "b"}
+    system = SimpleNamespace(
+        rollouts=rollouts,
+        by_name=lambda: {"learner": "l", **{f"rollout-{slot}": actor for slot, actor in rollouts.items()}},
+    )
+    monkeypatch.setattr(supervisor, "why_dead", lambda actor: f"OSError: no libEGL for {actor}")
     given = settings("rollout.num_actors=2", "cluster.rollout_cpus=1")
     state.made = Supervisor(given, system, state.events.append, lambda: state.down)
     state.blocks = SimpleNamespace(idle=set())
 
-    def look(seconds: float, *without_node: str, starting: tuple[str, ...] = ()) -> list[str]:
+    def look(
+        seconds: float, *without_node: str, starting: tuple[str, ...] = (), dead: tuple[str, ...] = ()
+    ) -> list[str]:
         state.now_s += seconds
-        state.down = NotRunning(frozenset([*without_node, *starting]), frozenset(without_node))
+        state.down = NotRunning(
+            frozenset([*without_node, *starting]), frozenset(without_node), frozenset(dead)
+        )
         state.events.clear()
         state.made.look(state.blocks)
         return list(state.events)
@@ -166,3 +175,34 @@ def test_a_run_without_its_learner_ends_in_an_error_and_not_in_silence(watched):
     ]
     with pytest.raises(RuntimeError, match=r"learner has waited 120 s .* go on with resume="):
         watched.look(100, "learner")
+
+
+def test_a_run_that_no_rollout_actor_is_left_of_ends_in_an_error_as_well(watched):
+    watched.look(3, "rollout-0", "rollout-1")
+    assert watched.look(25, "rollout-0", "rollout-1")[0].endswith("Training waits for it, 120 s at most")
+    with pytest.raises(RuntimeError, match=r"rollout-0 has waited 120 s .* go on with resume="):
+        watched.look(100, "rollout-0", "rollout-1")
+
+
+def test_a_rollout_actor_that_cannot_be_started_again_is_left_out_until_none_is_left(watched):
+    assert watched.look(3, dead=("rollout-1", "rollout-7")) == [  # 7 was given up before
+        "rollout-1 cannot be started again: OSError: no libEGL for b. Training goes on with 1 rollout actors"
+    ]
+    assert watched.look(3, dead=("rollout-1", "rollout-7")) == []
+    with pytest.raises(RuntimeError, match=r"rollout-0 cannot be started again: .* go on with resume="):
+        watched.look(3, dead=("rollout-0", "rollout-1"))
+
+
+def test_a_learner_that_cannot_be_started_again_ends_the_run_with_its_reason(watched):
+    with pytest.raises(RuntimeError, match="learner cannot be started again: OSError: no libEGL for l"):
+        watched.look(3, dead=("learner",))
+
+
+def test_the_pool_does_not_fill_a_node_on_which_actors_fail(monkeypatch):
+    cluster, handles = Cluster(2.0), {0: "actor 0", 1: "actor 1"}
+    pool = cluster.pool(monkeypatch, handles, num_actors="auto")
+    pool.retire(1, 100.0)
+    assert pool.adjust(set(), 100.0 + GROW_AFTER_FAILURE_S - 1) == [] and list(handles) == [0]
+    assert pool.adjust({0}, 101.0, others_need_cpus=1.0) == []  # the last one stays
+    assert pool.adjust(set(), 100.0 + GROW_AFTER_FAILURE_S) == ["2 more rollout actors for free CPUs: 3 now"]
+    assert sorted(handles) == [0, 2, 3]
