@@ -21,12 +21,9 @@ from launch.cli import UsageError
 from launch.paths import absolute_path
 from launch.progress import Progress
 from launch.run_folder import RunFolder
-from launch.settings import TrainSettings, train_settings
+from launch.settings import FINAL_SEED_OFFSET, TrainSettings, train_settings
 from models.episode import Episode
 from models.files import write_json
-
-# Keeps these scenes apart from the ones that the run itself was evaluated on.
-FINAL_SEED_OFFSET = 1_000_000
 
 
 def main() -> None:
@@ -46,6 +43,7 @@ def evaluate_run(config: DictConfig) -> int:
         )
     folder = RunFolder.open(absolute_path(str(config.run), "run"))
     settings = train_settings(folder.config())
+    # Its numbers and weights are read before the rollouts: a run that still trains keeps its newest checkpoints only.
     checkpoint = folder.latest_checkpoint()
     if checkpoint is None:
         raise UsageError(f"{folder.path} has no checkpoint yet; train it first")
@@ -55,9 +53,10 @@ def evaluate_run(config: DictConfig) -> int:
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
     reward = _load_reward(settings)
     seed = config.seed if config.seed is not None else settings.seed + FINAL_SEED_OFFSET
+    counts = _counts(folder, checkpoint)
 
     summary, episodes = roll_out(settings, checkpoint, int(config.episodes), int(seed))
-    summary |= {"checkpoint": str(checkpoint), "seed": int(seed), **_counts(folder, checkpoint)}
+    summary |= {"checkpoint": str(checkpoint), "seed": int(seed), **counts}
     out.mkdir(parents=True)
     _write_videos(out, settings, reward, episodes[: config.videos])
     write_json(out / "summary.json", summary)

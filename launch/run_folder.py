@@ -134,6 +134,11 @@ class RunFolder:
             )
         return folder
 
+    def discard_if_unused(self) -> None:
+        """Removes a new folder in which nothing was trained, so that the corrected command may have its name."""
+        if not (self.path / "metrics.jsonl").exists() and not self._all_checkpoints():
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def config(self) -> DictConfig:
         """The configuration the run was started with."""
         loaded = OmegaConf.load(self.path / "config.yaml")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from actors.envs.registry import EnvConfig
+from actors.seeding import INDEX_BITS
 from launch.cli import UsageError, build
 from launch.sections import section_class
 from learner.bonus import BonusConfig
@@ -15,6 +16,9 @@ from learner.learner_core import LearnerConfig
 from learner.limiter import UpdateRatioLimiter
 from learner.replay import ReplayConfig
 from reward_service.config import FrameRewardConfig
+
+# evaluate.py: added to the run's seed, it keeps its scenes apart from the ones that the run itself was evaluated on.
+FINAL_SEED_OFFSET = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class TrainSettings:
     """One training run.
 
     Attributes:
-        seed: Seed of everything random.
+        seed: Seed of everything random, at least 0 and below 2^24 - 1,000,000.
         total_agent_steps: Budget.
         eval_every_agent_steps: Agent steps between evaluations.
         eval_episodes: Episodes per evaluation.
@@ -227,6 +231,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.console not in ("auto", "live", "lines", "off"):
             raise ValueError(f"console must be auto, live, lines or off, got {self.console!r}")
+        most = 2**INDEX_BITS - FINAL_SEED_OFFSET
+        if not 0 <= self.seed < most:
+            raise ValueError(f"seed must be in [0, {most}), got {self.seed}")
         counts = ("total_agent_steps", "eval_every_agent_steps", "eval_episodes", "keep_checkpoints")
         for name in (*counts, "updates_per_call", "video_fps"):
             if getattr(self, name) < 1:

@@ -62,6 +62,9 @@ def start_ray(cluster: ClusterSettings, namespace: str, *, show_logs: bool = Tru
     environment = {"PYTHONPATH": os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)}
     if "MUJOCO_GL" in os.environ:
         environment["MUJOCO_GL"] = os.environ["MUJOCO_GL"]
+    # A submitted job may set these as well. Then they are in this process's environment, so that these are the job's own
+    # (behind the project's folder, in PYTHONPATH), which Ray would refuse as a conflict.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     common: dict[str, Any] = {
         "namespace": namespace,
         "runtime_env": {"env_vars": environment},

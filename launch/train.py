@@ -91,7 +91,12 @@ def run_training(config: DictConfig) -> int:
     folder, wall_offset_s = _run_folder(config, out, settings.storage_replay)
     if store is not None:
         store.claim(folder)
-    return train(settings, folder, wall_offset_s, store, given)
+    try:
+        return train(settings, folder, wall_offset_s, store, given)
+    except BaseException:
+        if config.resume is None and store is None:  # What a store has was claimed for this run.
+            folder.discard_if_unused()
+        raise
 
 
 def video_folders(given: Any, task: str) -> str | list[str]:

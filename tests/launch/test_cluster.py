@@ -107,6 +107,7 @@ def test_what_cannot_be_placed_is_named(cluster, tmp_path):
     )
     assert refused.returncode == 2
     assert "there is no room for learner (0.125 CPU, 1 GPU); the cluster has" in refused.stderr
+    assert not (tmp_path / "a").exists()  # The command that asks for less may use the name.
     waited = subprocess.run(
         [*command, f"out={tmp_path / 'b'}", "cluster.wait_for_resources_s=4", "cluster.start_timeout_s=4"],
         cwd=ROOT,

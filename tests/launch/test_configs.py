@@ -60,6 +60,7 @@ def test_paper_preset_is_the_paper():
     [
         ("reward.alpha=1.5", "alpha must be in [0, 1], got 1.5"),
         ("limiter.tolerance_steps=5", "smaller than one block"),
+        ("seed=16000000", "seed must be in [0, 15777216), got 16000000"),
         ("rollout.num_actors=0", "num_actors must be at least 1"),
         ("eval_videos=99", "eval_videos must be in"),
         ("rollout.num_actors=many", "num_actors must be a whole number or auto, got 'many'"),

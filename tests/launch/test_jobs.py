@@ -146,8 +146,11 @@ def stop(process: subprocess.Popen) -> None:
 
 def submit(head: Head, *overrides: str) -> str:
     """Submits a training as the README says; returns the id of the job."""
+    # What train.py gives to its actors as well: the job's own must not be in its way.
+    variables = json.dumps({"env_vars": {"MUJOCO_GL": "egl", "PYTHONPATH": str(head.folder)}})
     text = head.ray_job(
-        "submit", "--working-dir", ".", "--no-wait", "--", "python", "launch/train.py", *overrides
+        *("submit", "--working-dir", ".", "--runtime-env-json", variables, "--no-wait", "--"),
+        *("python", "launch/train.py", *overrides),
     )
     return re.search(r"raysubmit_\w+", text).group()
 
