@@ -35,6 +35,7 @@ RESUMABLE_KEYS = (
     "overrides",
     "total_agent_steps",
     "cluster",
+    "replay.sync",
     "reward.num_actors",
     "rollout.num_actors",
     "rollout.max_actors",

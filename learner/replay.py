@@ -116,6 +116,7 @@ class EpisodeStore:
             store, the rest may change.
         resolution_px: Height and width of the frames.
         action_dim: Length A of the action vector.
+        lock_wait_s: How long another process may still have the store open; None: 10 s.
 
     Raises:
         ValueError: naming the keys that do not fit an existing store.
@@ -123,11 +124,18 @@ class EpisodeStore:
         RuntimeError: if another process has the store open.
     """
 
-    def __init__(self, folder: str | Path, config: ReplayConfig, resolution_px: int, action_dim: int) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ReplayConfig,
+        resolution_px: int,
+        action_dim: int,
+        lock_wait_s: float | None = None,
+    ) -> None:
         self.folder, self.config = Path(folder), config
         self.resolution_px, self.action_dim = resolution_px, action_dim
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder / "lock")
+        self._lock = _lock(self.folder / "lock", LOCK_WAIT_S if lock_wait_s is None else lock_wait_s)
         try:
             self._check_shape(
                 {
@@ -363,8 +371,8 @@ class EpisodeStore:
         os.close(self._lock)
 
 
-def _lock(path: Path) -> int:
-    deadline_s = time.monotonic() + LOCK_WAIT_S
+def _lock(path: Path, wait_s: float) -> int:
+    deadline_s = time.monotonic() + wait_s
     while True:
         try:
             return try_lock(path)

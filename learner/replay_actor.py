@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from learner.batch import Batch
 from learner.local_reads import StoreSnapshot, machine_id, take_snapshot
@@ -15,6 +16,9 @@ from learner.replay import EpisodeStore, ReplayConfig
 from learner.replay_copy import Piece, export_piece
 from learner.sharding import ShardSize
 from models.episode import Episode
+
+# Where a node died, an NFS server keeps its locks until the lease of that client ends, after 90 s on Linux.
+RESTART_LOCK_WAIT_S = 150.0
 
 
 class ReplayShard:
@@ -33,7 +37,8 @@ class ReplayShard:
         self, folder: str | Path, config: ReplayConfig | dict[str, Any], resolution_px: int, action_dim: int
     ) -> None:
         config = ReplayConfig(**config) if isinstance(config, dict) else config
-        self._store = EpisodeStore(folder, config, resolution_px, action_dim)
+        wait_s = RESTART_LOCK_WAIT_S if _is_restarted() else None
+        self._store = EpisodeStore(folder, config, resolution_px, action_dim, wait_s)
 
     def insert(
         self,
@@ -133,3 +138,10 @@ class ReplayShard:
     def close(self) -> None:
         """Closes the store's files."""
         self._store.close()
+
+
+def _is_restarted() -> bool:
+    """Whether this process is an actor that Ray has started again."""
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return False
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)

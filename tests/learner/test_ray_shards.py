@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from learner import learner_actor
+from learner import learner_actor, replay_actor
 from learner.batch import Batch
 from learner.local_reads import machine_id
 from learner.replay import ReplayConfig
@@ -94,3 +94,22 @@ def test_a_killed_shard_is_read_on_and_comes_back(shards):
     insert(shards, 200)
     local.refresh()
     assert len(local(6).obs) == 32
+
+
+def test_a_shard_that_is_started_again_waits_for_the_lock_of_a_node_that_died(shards, tmp_path):
+    def waits() -> tuple[bool, int]:
+        return replay_actor._is_restarted(), os.getpid()
+
+    class Probe:
+        def __init__(self) -> None:
+            self.found = waits()
+
+        def answer(self) -> tuple[bool, int]:
+            return self.found
+
+    probe = ray.remote(Probe).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    is_restarted, pid = ray.get(probe.answer.remote())
+    assert not is_restarted and not replay_actor._is_restarted()
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(1.0)
+    assert ray.get(probe.answer.remote())[0]
