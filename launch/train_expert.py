@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from launch.paths import absolute_path
 from launch.ray_access import protect_local_ray
 from launch.run_folder import RunFolder
 from launch.sac import STATE_ENV, SACConfig
-from models.files import hold_folder, write_json
+from models.files import hold_folder, read_json, write_json
 from models.intervals import wilson_interval
 
 # Share of an evaluation interval that one call of RLlib covers at most, and the most agent steps of a call.
@@ -210,7 +211,7 @@ class ExpertTraining:
         counters = {} if checkpoint is None else folder.counters(checkpoint)
         self._steps = int(counters.get("agent_steps", 0))
         self._updates = int(counters.get("updates", 0))
-        self._best: list[float] | None = counters.get("best")
+        self._best = self._best_so_far(counters)
         self._shown: dict[str, float] = {}
         call_steps = max(1, settings.eval_every_agent_steps // CALLS_PER_EVALUATION)
         self._sac = StateSAC(
@@ -229,6 +230,13 @@ class ExpertTraining:
         self._progress = Progress(self.verb, "agent steps")
         if checkpoint is not None:
             self._say(f"resumed at {self._steps:,} agent steps from {checkpoint}")
+
+    def _best_so_far(self, counters: Mapping[str, Any]) -> list[float] | None:
+        """Quality of the exported policy, which is newer than the checkpoint if a kill came between the two."""
+        about = self._folder.path / "expert.json"
+        if about.exists():
+            return [float(read_json(about)[key]) for key in self.quality_keys]
+        return counters.get("best")
 
     def run(self, stop: Any) -> None:
         """Until the budget is spent or `stop` is true; leaves a checkpoint either way."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import ray
+from omegaconf import OmegaConf
 from ray.exceptions import ObjectReconstructionFailedError
 
-from launch import coordinator, evaluating
+from launch import coordinator, evaluate, evaluating
+from launch.cli import compose
 from launch.coordinator import Coordinator
 from launch.evaluating import EvaluationResult, EvaluationRun
-from launch.run_folder import ReplayStart
+from launch.run_folder import ReplayStart, RunFolder
 from launch.watching import StoredEpisodes
 from learner.limiter import UpdateRatioLimiter
 
@@ -148,3 +152,21 @@ def test_the_last_evaluation_is_of_the_final_weights(training):
     assert made.rows == [("eval", 400)]
     made._finish_evaluation()
     assert made.rows == [("eval", 400)]
+
+
+def test_a_run_that_still_trains_may_delete_the_checkpoint_that_is_evaluated(monkeypatch, tmp_path):
+    config = compose("train", ["task=reach", "reward=sparse", "preset=laptop"])
+    folder = RunFolder.create(tmp_path / "run", config)
+    counters = {"agent_steps": 500, "frames": 1500, "updates": 240}
+    checkpoint = folder.save_checkpoint(500, lambda path: None, counters, keep=1)
+
+    def roll_out(*_: object) -> tuple[dict, list]:
+        shutil.rmtree(checkpoint)
+        return {**SUMMARY, "success_rate": 1.0}, []
+
+    monkeypatch.setattr(evaluate, "roll_out", roll_out)
+    out = tmp_path / "out"
+    command = {"run": str(folder.path), "episodes": 2, "videos": 0, "seed": None, "out": str(out)}
+    assert evaluate.evaluate_run(OmegaConf.create(command)) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert {key: summary[key] for key in counters} == counters and summary["seed"] == 1_000_000

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from actors.envs.registry import EnvConfig
 from actors.envs.state_env import StateEnv
 from actors.experts import ScriptedExpert
 from actors.policy_file import load_policy_file
+from launch import train_expert
 from launch.cli import UsageError, compose
 from launch.collect import collect
-from launch.train_expert import TrainExpertSettings, run
+from launch.train_expert import ExpertTraining, TrainExpertSettings, run
 from models.videos import read_videos
 from tests.launch.conftest import ROOT, run_verb
 
@@ -105,6 +107,21 @@ def wait_until(condition, process: subprocess.Popen, timeout_s: float = 300) -> 
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline_s, "timed out"
         time.sleep(0.1)
+
+
+def test_a_policy_that_was_exported_after_the_last_checkpoint_is_not_replaced_by_a_worse_one(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train_expert, "save_policy_file", lambda path, arrays: path.touch())
+    made = ExpertTraining.__new__(ExpertTraining)
+    made._folder = SimpleNamespace(path=tmp_path)
+    made._settings = SimpleNamespace(env=SimpleNamespace(task="reach", action_repeat=3))
+    made._steps = made._updates = 100
+    before = {"best": [0.2, 0.2, 5.0]}
+    assert made._best_so_far({}) is None and made._best_so_far(before) == [0.2, 0.2, 5.0]
+    quality = {"success_rate": 0.6, "end_success_rate": 0.5, "dense_return": 9.0}
+    made._export({}, quality)
+    assert made._best_so_far(before) == [0.6, 0.5, 9.0]
 
 
 def newest(out) -> tuple[dict, float, int]:
