@@ -172,14 +172,15 @@ Every run: `{" ".join(plan.train)}`. Own keys: {own or "none"}.
 
 ## Success after {total:,} agent steps
 
-Mean over seeds of the last evaluation, each seed in brackets. **Bold**: solved, a mean of {SOLVED:.0%} or more. Second line of a cell: 95 % Wilson
-interval of all its evaluation episodes, as if they were independent. Last row: mean over all runs with a 95 % bootstrap interval over runs.
+Mean over seeds of the last evaluation, each seed in brackets. **Bold**: solved, a mean of {SOLVED:.0%} or more over every seed of the plan ({len(plan.seeds)}); where
+fewer have finished, the cell says how many, and the task does not count as solved. Second line of a cell: 95 % Wilson interval of all its evaluation
+episodes, as if they were independent. Last row: mean over all runs with a 95 % bootstrap interval over runs.
 
 {_success_table(plan, final)}
 
 ## Agent steps until an evaluation reaches {SOLVED:.0%}
 
-Median over seeds; `-`: not by half of the seeds or more.
+Median over the seeds that have finished; `-`: not by half of them or more, or none has finished.
 
 {_speed_table(plan, rows, final)}
 
@@ -207,14 +208,15 @@ def _cut_off(rows: Sequence[Row], final: Final) -> str:
 
 def _success_table(plan: Plan, final: Final) -> str:
     lines = [
-        (task, [_cell(final.get((task, reward))) for reward in plan.rewards]) for task in _tasks(plan, final)
+        (task, [_cell(plan, final.get((task, reward))) for reward in plan.rewards])
+        for task in _tasks(plan, final)
     ]
-    means = {
-        reward: [_mean(final[task, reward]) for task in plan.tasks if (task, reward) in final]
+    are_solved = {
+        reward: [_is_solved(plan, final[task, reward]) for task in plan.tasks if (task, reward) in final]
         for reward in plan.rewards
     }
     solved = [
-        f"{sum(m >= SOLVED for m in means[reward])} of {len(means[reward])}" if means[reward] else "-"
+        f"{sum(are_solved[reward])} of {len(are_solved[reward])}" if are_solved[reward] else "-"
         for reward in plan.rewards
     ]
     overall = [_overall(final, plan.tasks, reward) for reward in plan.rewards]
@@ -223,7 +225,7 @@ def _success_table(plan: Plan, final: Final) -> str:
 
 def _speed_table(plan: Plan, rows: Sequence[Row], final: Final) -> str:
     lines = [
-        (task, [_first_solved(rows, task, reward, final.get((task, reward))) for reward in plan.rewards])
+        (task, [_first_solved(plan, rows, task, reward, final) for reward in plan.rewards])
         for task in _tasks(plan, final)
     ]
     return _table(plan.rewards, lines)
@@ -256,7 +258,18 @@ def _mean(seeds: Mapping[int, Row]) -> float:
     return float(np.mean([row["success"] for row in seeds.values()]))
 
 
-def _cell(seeds: Mapping[int, Row] | None) -> str:
+def _is_solved(plan: Plan, seeds: Mapping[int, Row]) -> bool:
+    """Whether every seed of the plan has finished, with a high enough mean."""
+    return set(plan.seeds) <= set(seeds) and _mean(seeds) >= SOLVED
+
+
+def _unfinished(plan: Plan, seeds: Mapping[int, Row]) -> str:
+    """How many of the plan's seeds there are; empty if all."""
+    there = len(set(plan.seeds) & set(seeds))
+    return "" if there == len(plan.seeds) else f"{there} of {len(plan.seeds)} seeds"
+
+
+def _cell(plan: Plan, seeds: Mapping[int, Row] | None) -> str:
     if not seeds:
         return "-"
     each = ", ".join(f"{seeds[seed]['success']:.0%}" for seed in sorted(seeds))
@@ -264,7 +277,9 @@ def _cell(seeds: Mapping[int, Row] | None) -> str:
     successes = round(sum(row["success"] * row["episodes"] for row in seeds.values()))
     low, high = wilson_interval(successes, episodes)
     mean = f"{_mean(seeds):.0%}"
-    return f"{f'**{mean}**' if _mean(seeds) >= SOLVED else mean} ({each})<br>{low:.0%} to {high:.0%}"
+    shown = f"**{mean}**" if _is_solved(plan, seeds) else mean
+    part = _unfinished(plan, seeds)
+    return f"{shown} ({each}){f', {part}' if part else ''}<br>{low:.0%} to {high:.0%}"
 
 
 def _overall(final: Final, tasks: Sequence[str], reward: str) -> str:
@@ -275,7 +290,8 @@ def _overall(final: Final, tasks: Sequence[str], reward: str) -> str:
     return f"{np.mean(values):.0%} ({low:.0%} to {high:.0%})"
 
 
-def _first_solved(rows: Sequence[Row], task: str, reward: str, seeds: Mapping[int, Row] | None) -> str:
+def _first_solved(plan: Plan, rows: Sequence[Row], task: str, reward: str, final: Final) -> str:
+    seeds = final.get((task, reward))
     if not seeds:
         return "-"
     firsts = []
@@ -283,7 +299,8 @@ def _first_solved(rows: Sequence[Row], task: str, reward: str, seeds: Mapping[in
         mine = [r for r in rows if _key(r) == (task, reward, seed) and r["phase"] == "eval"]
         firsts.append(min((r["agent_steps"] for r in mine if r["success"] >= SOLVED), default=np.inf))
     median = float(np.median(firsts))
-    return f"{median:,.0f}" if np.isfinite(median) else "-"
+    part = _unfinished(plan, seeds)
+    return (f"{median:,.0f}" if np.isfinite(median) else "-") + (f" ({part})" if part else "")
 
 
 def curves(plan: Plan, rows: Sequence[Row], path: Path) -> None:

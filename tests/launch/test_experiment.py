@@ -185,13 +185,33 @@ def test_the_report_counts_what_is_in_the_csv():
         ("reach", "sparse"): [0],
     }
     text = markdown(PLAN, rows)
-    assert "| reach | **95%** (100%, 90%)<br>83% to 99% | 0% (0%)<br>0% to 16% |" in text
+    assert "| reach | **95%** (100%, 90%)<br>83% to 99% | 0% (0%), 1 of 2 seeds<br>0% to 16% |" in text
     assert "| tasks solved | 1 of 1 | 0 of 1 |" in text
-    assert "| reach | 150 | - |" in text
+    assert "| reach | 150 | - (1 of 2 seeds) |" in text
     assert "3 finished runs, 5 of the plan not run" in text
     assert "Cut off, and in no table above: reach `sparse` seed 1 (100% at 100 agent steps).\n" in text
     assert "Cut off" not in markdown(PLAN, [r for r in rows if r["agent_steps"] == 200])
     assert "door-close" not in text.partition("## Success")[2]
+
+
+def test_a_task_is_solved_only_where_every_seed_of_the_plan_has_finished():
+    rows = [
+        row("reach", "sparse", 0, "eval", 100, 0.9),
+        row("reach", "sparse", 0, "eval", 200, 1.0),
+        row("reach", "sparse", 1, "eval", 100, 0.0),  # stopped on the way
+        row("reach", "sparse", 5, "eval", 200, 1.0),  # of no plan: does not stand in for seed 1
+        row("door-close", "sparse", 0, "eval", 200, 1.0),
+        row("door-close", "sparse", 1, "eval", 200, 0.5),
+    ]
+    text = markdown(PLAN, rows)
+    assert "| reach | - | 100% (100%, 100%), 1 of 2 seeds<br>91% to 100% |" in text
+    assert "| door-close | - | 75% (100%, 50%)<br>60% to 86% |" in text
+    assert "| tasks solved | - | 0 of 2 |" in text
+    assert "| reach | - | 150 (1 of 2 seeds) |" in text
+    # The same task once its second seed is there.
+    text = markdown(PLAN, [*rows, row("reach", "sparse", 1, "eval", 200, 0.6)])
+    assert "| reach | - | **87%** (100%, 60%, 100%)<br>" in text
+    assert "| tasks solved | - | 1 of 2 |" in text
 
 
 def test_rows_survive_the_file_and_a_shorter_run_does_not_replace_a_longer_one(tmp_path):
