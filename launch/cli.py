@@ -64,7 +64,9 @@ def _check_key(key: str, base: DictConfig) -> None:
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
     hint = " or ".join(repr(k) for k in dict.fromkeys(tails[:3] + near))
     raise UsageError(
-        f"unknown key {key!r}; " + (f"did you mean {hint}? " if hint else "") + "`--help` lists every key"
+        f"unknown key {key!r}; "
+        + (f"did you mean {hint}? " if hint else "")
+        + "`--cfg` in its place lists every key of your choice of groups, `--help` those of the defaults"
     )
 
 
@@ -229,11 +231,15 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def help_text(verb: str, description: str) -> str:
-    """What `--help` prints: usage, groups with their options, every key with its default."""
+    """What `--help` prints: usage, groups with their options, every key of the default groups with its default."""
     lines = [description.strip(), "", f"usage: python launch/{verb}.py [key=value ...] [--cfg] [--help]", ""]
     for group in _verb_groups(verb):
         lines.append(f"  {group}= {' | '.join(group_options(group))}")
-    lines += ["", "Keys and defaults (comments in configs/ and docstrings of the settings say more):", ""]
+    lines += [
+        "",
+        "Keys and defaults (comments in configs/ and docstrings of the settings say more). Another choice of groups may",
+    ]
+    lines += ["have other keys: add --cfg to a command to see all of its own.", ""]
     text = OmegaConf.to_yaml(_compose(verb, []))
     lines += [f"  {line}" for line in text.splitlines()]
     return "\n".join(lines)

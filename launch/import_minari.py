@@ -31,7 +31,7 @@ ENVIRONMENTS = {
     "adroit-pen": ("AdroitHandPen-v1", "AdroitHandPenSparse-v1"),
     "adroit-relocate": ("AdroitHandRelocate-v1", "AdroitHandRelocateSparse-v1"),
 }
-EXTRA = "pip install 'diffusion-reward-ray[minari]'"
+EXTRA = "pip install -e '.[minari]' -c constraints.txt"
 
 
 @dataclass(frozen=True)

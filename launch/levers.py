@@ -1,8 +1,8 @@
 """Changes one thing at a time about the video model and judges its rewards on held-out videos.
 
     python launch/levers.py
-    python launch/levers.py only=['as the preset','frame skip 1']
-    python launch/levers.py more=['wide and long: video.width=192 video_training.train_steps=6000']
+    python launch/levers.py "only=['as the preset','frame skip 1']"
+    python launch/levers.py "more=['wide and long: video.width=192 video_training.train_steps=6000']"
 
 Every lever is a run of quality.py with a model of its own. Levers that are finished are not made again; the table has all
 that are.

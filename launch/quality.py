@@ -1,4 +1,4 @@
-"""Judges every reward on held-out videos: AUC against seven kinds of others, and rank correlation with progress.
+"""Judges every reward on held-out videos: AUC against eight kinds of others, and rank correlation with progress.
 
     python launch/quality.py task_set=metaworld7
     python launch/quality.py task=adroit-door rewards=[diffusion,viper,amp]

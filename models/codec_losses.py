@@ -139,7 +139,7 @@ def load_lpips() -> nn.Module:
         import lpips
     except ImportError as error:
         raise ImportError(
-            "use_lpips=True needs the perceptual loss: `pip install 'diffusion-reward-ray[lpips]'` "
+            "use_lpips=True needs the perceptual loss: `pip install -e '.[lpips]' -c constraints.txt` "
             "(it downloads VGG weights at first use), or set use_lpips=False"
         ) from error
     return lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval()

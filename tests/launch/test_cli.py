@@ -32,6 +32,12 @@ def test_unknown_names_get_the_nearest_valid_ones(override, nearest):
     assert repr(nearest) in str(caught.value)
 
 
+def test_a_key_of_another_choice_says_where_those_of_this_one_are_listed():
+    assert compose("train", ["reward=diffusion", "frame_reward.num_samples=3"]).frame_reward.num_samples == 3
+    with pytest.raises(UsageError, match="`--cfg` in its place lists every key of your choice of groups"):
+        compose("train", ["reward=viper", "frame_reward.num_samples=3"])
+
+
 @pytest.mark.parametrize("override", ["task", "+new_key=1", "~task"])
 def test_arguments_that_are_no_override(override):
     with pytest.raises(UsageError):

@@ -10,10 +10,8 @@ from launch.cli import UsageError, compose
 from launch.import_minari import import_minari
 from models.videos import RenderSettings, read_videos
 
-minari = pytest.importorskip(
-    "minari", reason="Minari is not installed: pip install 'diffusion-reward-ray[minari]'"
-)
-pytest.importorskip("h5py", reason="Minari needs h5py: pip install 'diffusion-reward-ray[minari]'")
+minari = pytest.importorskip("minari", reason="Minari is not installed: pip install -e '.[minari]'")
+pytest.importorskip("h5py", reason="Minari needs h5py: pip install -e '.[minari]'")
 
 # Advice to authors of published datasets.
 pytestmark = pytest.mark.filterwarnings("ignore:`[a-z_]+` is set to None:UserWarning")
