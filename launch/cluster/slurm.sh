@@ -12,9 +12,10 @@
 #SBATCH --output=diffusion-reward-%j.log
 # One training on a Ray cluster of this job alone. Submit it from the root of the checkout, on storage that all nodes see:
 #
-#   sbatch launch/cluster/slurm.sh /shared/runs/first task=door-close reward=diffusion_likelihood \
+#   sbatch launch/cluster/slurm.sh /shared/runs/first task=door-close reward=diffusion \
 #       reward.checkpoint=/shared/checkpoints/video/door-close preset=gpu cluster=multi_node
 #
+# The reward model is one of `preset=gpu` (README, "One GPU and many cores").
 # Three minutes before its time is over Slurm sends USR1 (--signal), and before a preemption where the site has
 # PreemptParameters=send_user_signal: the run writes its last checkpoint, the job goes back into the queue and goes on
 # from there. To stop it for good, with a last checkpoint: scancel --signal=TERM --batch <job>.
