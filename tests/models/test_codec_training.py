@@ -190,7 +190,7 @@ def test_diverged_training_says_what_to_do(tmp_path):
 
 def test_missing_lpips_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(ImportError, match=r"diffusion-reward-ray\[lpips\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[lpips\]' -c constraints\.txt"):
         codec_losses.load_lpips()
 
 
