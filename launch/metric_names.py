@@ -57,7 +57,7 @@ REPLAY = {
     "duplicate_episodes": "Episodes that reached a shard a second time and were not stored again",
 }
 HEALTH = {
-    "recoveries": "Deaths of processes that the driver noticed and repaired",
+    "recoveries": "Blocks, evaluations and learner calls lost with a process and repeated",
     "object_store_bytes": "Bytes of the cluster's object stores in use",
     "object_store_share": "Share of the cluster's object stores in use",
     **{f"{kind}_rss_bytes": f"Resident memory of the largest {kind} process" for kind in PROCESSES},
