@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,8 +57,12 @@ class ReplayCopies:
 
     def _update_shard(self, number: int) -> dict[str, Any]:
         assert self._copied is not None
-        path = self._folder.path / "replay" / f"shard_{number}" / "outgoing.npz"
+        shard = self._folder.path / "replay" / f"shard_{number}"
+        for left_by_a_kill in shard.glob("outgoing-*.npz"):
+            left_by_a_kill.unlink()
         while True:
+            # A name of its own: of a name that it deleted, an NFS client may go on saying for a while that it is not there.
+            path = shard / f"outgoing-{uuid.uuid4().hex}.npz"
             pieces = self._copied[number]
             after = pieces[-1]["piece"] if pieces else None
             call = self._shards[number].export.remote(after, str(path), PIECE_BYTES)

@@ -323,7 +323,12 @@ def test_only_new_pieces_of_the_replay_are_copied_and_unused_ones_go(tmp_path, u
     store.claim(folder)
     shard.insert(0, 1, 2)
     copies = ReplayCopies(store, folder, [shard])
+    read, own = [], replay_copies.file_record
+    monkeypatch.setattr(replay_copies, "file_record", lambda path: (read.append(path), own(path))[1])
+    left_by_a_kill = folder.path / "replay" / "shard_0" / "outgoing-1.npz"
+    left_by_a_kill.touch()
     store.upload(save(folder, 30), with_replay(folder, copies), keep=1)
+    assert len(set(read)) == 2 and not any(path.exists() for path in (*read, left_by_a_kill))
     assert [name[:27] for name in store._names("replay")] == [
         *("shard_0-000000000-000000002", "shard_0-000000002-000000003")
     ]
