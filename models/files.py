@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,6 +84,11 @@ def hold_folder(folder: str | Path) -> None:
         raise RuntimeError(
             f"another process is training in {folder}; wait for it, or choose another folder"
         ) from error
+
+
+def checksum(path: str | Path) -> str:
+    """CRC-32 of a file, 8 hex digits."""
+    return f"{zlib.crc32(Path(path).read_bytes()):08x}"
 
 
 def write_json(path: str | Path, value: Any) -> None:

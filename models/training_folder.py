@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.checkpoints import STATE_FILE, WEIGHTS_FILE, require_same_config
 from models.distributed import is_first_worker, require_same_step
-from models.files import hold_folder, read_json, write_json
+from models.files import checksum, hold_folder, read_json, write_json
 from models.training_log import Progress, TrainingLog
 from models.video_facts import dataset_facts
 from models.videos import VideoSet
@@ -113,7 +113,9 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, produc
                 f"{folder} holds an unfinished training; resume it, or choose another folder"
             )
         hold_folder(folder)
-        require_same_config(read_json(folder / SETTINGS_FILE), settings, folder)
+        # a folder from before the codec was remembered is taken to have had this one
+        codec = {key: settings[key] for key in ("codec",) if key in settings}
+        require_same_config({**codec, **read_json(folder / SETTINGS_FILE)}, settings, folder)
         for name in (STATE_FILE, WEIGHTS_FILE):
             for half_written in folder.glob(f".{name}.*"):  # left by a kill in the middle of a save
                 half_written.unlink()
@@ -215,8 +217,10 @@ def require_finite(loss: float, step: int, model: str, learning_rate: float, als
         )
 
 
-def video_settings(config: Any, model_config: Any, videos: Sequence[VideoSet]) -> dict[str, Any]:
-    """Settings of a training on windows of videos: both config dataclasses and what the videos are.
+def video_settings(
+    config: Any, model_config: Any, videos: Sequence[VideoSet], codec_folder: str | Path
+) -> dict[str, Any]:
+    """Settings of a training on windows of videos: both config dataclasses, what the videos are, and which codec.
 
     Raises:
         ValueError: if there are no training or no validation videos, or they do not belong together.
@@ -228,7 +232,9 @@ def video_settings(config: Any, model_config: Any, videos: Sequence[VideoSet]) -
                 f"{name} is 0: collect more videos, every fifth goes to the validation split by default"
             )
     data = {**dataset_facts(videos), **counts}
-    return {"training": asdict(config), "model": asdict(model_config), "data": data}
+    # the tokens of another codec mean other pictures
+    codec = {"weights": checksum(Path(codec_folder) / WEIGHTS_FILE)}
+    return {"training": asdict(config), "model": asdict(model_config), "data": data, "codec": codec}
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:

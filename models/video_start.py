@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import WEIGHTS_FILE
+from models.files import checksum
 from models.vqdiffusion.checkpoint import load_video_model
 from models.vqdiffusion.config import VQDiffusionConfig
 from models.vqgan import VQGAN
@@ -68,11 +68,6 @@ class VideoStart:
     def facts(self) -> dict[str, Any]:
         """What the new model's `config.json` remembers."""
         return {"folder": str(self.folder), "weights": self.checksum, "trained_steps": self.trained_steps}
-
-
-def checksum(path: str | Path) -> str:
-    """CRC-32 of a file, 8 hex digits."""
-    return f"{zlib.crc32(Path(path).read_bytes()):08x}"
 
 
 def _require_same(

@@ -79,7 +79,7 @@ def train_video_model(
         FileExistsError: if the folder holds a finished training, or an unfinished one and `resume` is off.
         FileNotFoundError: if there is no codec.
         ValueError: if videos, codec, model and `init_from` do not fit together, the folder was started with
-            another configuration (the keys are named), or the workers cannot share a batch.
+            another configuration or codec (the keys are named), or the workers cannot share a batch.
         FloatingPointError: if the loss is no longer finite.
     """
     config.require_shares(num_workers())
@@ -95,7 +95,7 @@ def train_video_model(
     codec = load_codec(codec_folder, device)
     require_codec_fits(model_config, codec)
     check_resolution(videos[0].render, codec)
-    settings = video_settings(config, model_config, videos)
+    settings = video_settings(config, model_config, videos, codec_folder)
     start = None if init_from is None else VideoStart.read(init_from, model_config, codec, facts)
     if start is not None:
         settings["init_from"] = {"weights": start.checksum}

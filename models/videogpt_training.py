@@ -71,7 +71,7 @@ def train_videogpt(
         FileExistsError: if the folder holds a finished training, or an unfinished one and `resume` is off.
         FileNotFoundError: if there is no codec.
         ValueError: if videos, codec and model do not fit together, the folder was started with another
-            configuration (the keys are named), or the workers cannot share a batch.
+            configuration or codec (the keys are named), or the workers cannot share a batch.
         FloatingPointError: if the loss is no longer finite.
     """
     config.require_shares(num_workers())
@@ -81,7 +81,7 @@ def train_videogpt(
     codec = load_codec(codec_folder, device)
     require_codec_fits(model_config, codec)
     check_resolution(videos[0].render, codec)
-    settings = video_settings(config, model_config, videos)
+    settings = video_settings(config, model_config, videos, codec_folder)
     _require_windows(model_config, videos)
     claim_folder(folder, settings, resume, "VideoGPT", "VideoGPT")
     run = _VideoGPTRun(config, model_config, videos, codec, folder, torch.device(device))

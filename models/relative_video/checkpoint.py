@@ -21,8 +21,8 @@ from models.checkpoints import (
     load_weights,
     save_checkpoint,
 )
+from models.files import checksum
 from models.model_folder import model_config
-from models.video_start import checksum
 from models.vqdiffusion.checkpoint import KIND, load_video_model
 from models.vqdiffusion.config import VQDiffusionConfig
 from models.vqdiffusion.diffusion import VQDiffusion

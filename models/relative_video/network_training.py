@@ -13,7 +13,9 @@ from torch import Tensor
 
 from models.checkpoints import WEIGHTS_FILE
 from models.diffuser.averaged_run import AveragedRun
+from models.files import checksum
 from models.frames import tensor_to_images
+from models.model_folder import CODEC_FOLDER
 from models.relative.matching import gradient_matching_loss
 from models.relative_video.checkpoint import BASE_FOLDER, VideoPair, load_pair
 from models.relative_video.config import RewardNetworkConfig
@@ -21,7 +23,6 @@ from models.relative_video.network import NETWORK_FOLDER, SIZES, CodeReward, sav
 from models.relative_video.predictions import Look, PairPredictions
 from models.training_folder import claim_folder, run_training, seeded, video_settings
 from models.training_log import Progress
-from models.video_start import checksum
 from models.video_windows import TokenWindows
 from models.videos import VideoSet
 
@@ -70,7 +71,7 @@ def train_reward_network(
             f"there are no videos of {missing[0]}: the reward network learns from expert videos and from others"
         )
     settings = {
-        **video_settings(config, pair.expert.config, videos),
+        **video_settings(config, pair.expert.config, videos, folder / CODEC_FOLDER),
         "steps": list(steps),
         "weights": {
             name: checksum(folder / sub / WEIGHTS_FILE)

@@ -185,6 +185,23 @@ def test_finished_and_foreign_folders_are_left_alone(tmp_path, codec_folder, vid
         train_videogpt(TRAINING, MODEL, videos, codec_folder, codec_folder)
 
 
+def test_an_unfinished_training_goes_on_with_its_own_codec_only(tmp_path, codec_folder, videos):
+    def kill_at_the_first_state(step, total, metrics):
+        if step == 8:
+            raise Killed
+
+    out = tmp_path / "out"
+    with pytest.raises(Killed):
+        train_videogpt(TRAINING, MODEL, videos, codec_folder, out, progress=kill_at_the_first_state)
+    save_codec(tmp_path / "other", VQGAN(CODEC))
+    with pytest.raises(ValueError, match=r"codec\.weights: '[0-9a-f]{8}' there, '[0-9a-f]{8}' asked for"):
+        train_videogpt(TRAINING, MODEL, videos, tmp_path / "other", out)
+    settings = json.loads((out / "training.json").read_text())
+    del settings["codec"]  # as folders were before the codec was remembered
+    (out / "training.json").write_text(json.dumps(settings))
+    assert train_videogpt(TRAINING, MODEL, videos, codec_folder, out)["steps"] == 12
+
+
 def test_a_diverged_training_stops_with_an_error(tmp_path, codec_folder, videos):
     config = replace(TRAINING, learning_rate=1e30, warmup_steps=0, train_steps=40)
     with pytest.raises(FloatingPointError, match="learning_rate below 1e\\+30"):
