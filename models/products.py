@@ -88,10 +88,10 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _goes_to_onednn(a: Tensor, b: Tensor, multiplications: int) -> bool:
     return (
-        multiplications >= SMALLEST
+        not torch.compiler.is_compiling()  # asked first: what decides the rest is nothing that Dynamo can trace
+        and multiplications >= SMALLEST
         and onednn_is_faster()
         and a.device.type == "cpu"
         and a.dtype == b.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )

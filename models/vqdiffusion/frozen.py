@@ -24,6 +24,7 @@ from models.vqdiffusion.schedule import LOG_PROB_MIN
 from models.winograd import TILE, WinogradGrid
 
 GELU_SCALE = 1.702
+GRAPHS = 64  # that one process may compile: a dozen batch sizes times models, with room
 
 
 class History(NamedTuple):
@@ -96,7 +97,7 @@ class FrozenDenoiser:
             and self.config.latent_size % TILE == 0
         )
         self._positions_first = is_winograd
-        self._compiled = torch.compile(self._network, dynamic=False) if compiled else None
+        self._compiled = _compile(self._network) if compiled else None
         self._layers = [self._layer(cast(Block, block)) for block in model.transformer.blocks]
         embedding = model.transformer.content_emb
         place = (embedding.height_emb.weight[:, None] + embedding.width_emb.weight[None]).flatten(0, 1)
@@ -193,9 +194,10 @@ class FrozenDenoiser:
             return self._network(tokens, step, history.keys, history.values)
         rows = len(history.keys[0])
         padded = F.pad(tokens, (0, 0, 0, rows - len(tokens))) if len(tokens) > 1 else tokens.expand(rows, -1)
-        # a tensor, since a plain number would be compiled into the network
-        number = torch.tensor(step, device=self.device)
-        return self._compiled(padded, number, history.keys, history.values)[: history.batch_size]
+        # a tensor, since a plain number would be compiled into the network; contiguous, since strides would be as well
+        number = torch.tensor([step], device=self.device)
+        logits = self._compiled(padded.contiguous(), number, history.keys, history.values)
+        return logits[: history.batch_size]
 
     def _network(
         self, tokens: Tensor, step: int | Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
@@ -229,7 +231,9 @@ class FrozenDenoiser:
 
     def _normed(self, x: Tensor, norm: _Affine, step: int | Tensor | None = None) -> Tensor:
         weight, bias = norm.weight, norm.bias
-        if step is not None:
+        if isinstance(step, Tensor):  # not as an index, whose value would be compiled into the network
+            weight, bias = weight.index_select(0, step)[0], bias.index_select(0, step)[0]
+        elif step is not None:
             weight, bias = weight[step], bias[step]
         y = F.layer_norm(x, x.shape[-1:], weight, bias)
         return y if norm is self._last_norm else y.to(self._dtype)
@@ -242,6 +246,18 @@ class FrozenDenoiser:
     def _merge(self, heads: Tensor) -> Tensor:
         """The inverse of `_split`."""
         return (heads.permute(2, 0, 1, 3) if self._positions_first else heads.transpose(1, 2)).flatten(2)
+
+
+def _compile(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A network that is compiled anew for every shape.
+
+    Dynamo counts all graphs of a function together, whatever model they belong to: a dozen batch sizes, expert and base.
+    Beyond its limit, 8, it goes on uncompiled.
+    """
+    compiled = torch.compile(network, dynamic=False)
+    config = torch._dynamo.config
+    config.cache_size_limit = max(config.cache_size_limit, GRAPHS)  # alias: recompile_limit
+    return compiled
 
 
 def _power_of_two(rows: int) -> int:

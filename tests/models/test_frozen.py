@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from models.products import SMALLEST
 from models.vqdiffusion import VQDiffusion, VQDiffusionConfig
 from models.vqdiffusion.frozen import FrozenDenoiser
 from models.vqgan import VQGAN, VQGANConfig
@@ -116,6 +119,52 @@ def test_compiled_network_equals_the_plain_one_at_every_batch_size(precision):
                 assert b.shape == (rows, 64, 20)
                 tolerance = 1e-4 if precision == "float32" else 0.1
                 np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture()
+def graphs(monkeypatch):
+    """How often each graph was run that Dynamo handed to its backend, which leaves them as they are."""
+    runs = []
+
+    def backend(graph, inputs):
+        number = len(runs)
+        runs.append(0)
+
+        def run(*values):
+            runs[number] += 1
+            return graph(*values)
+
+        return run
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    yield runs
+    torch.compiler.reset()
+
+
+def test_a_compiled_chain_is_one_graph_per_batch_size(graphs):
+    model = make("linear")
+    frozen = FrozenDenoiser(model, compiled=True)
+    assert 16 * model.config.content_len * 32 * 96 >= SMALLEST  # products that oneDNN might get
+    for rows in (16, 5):
+        state, history = inputs(model, rows)
+        with torch.inference_mode():
+            seen = frozen.history(history)
+            for step in range(99, -1, -9):
+                frozen.logits(model.all_mask(1) if step == 99 else state, step, seen)
+    assert graphs == [12, 12]
+
+
+def test_two_models_are_compiled_at_every_batch_size(graphs):
+    pair = [make("small grid", gain) for gain in (2.0, 3.0)]
+    networks = [(FrozenDenoiser(m), FrozenDenoiser(m, compiled=True)) for m in pair]
+    for rows in (2**n for n in range(12)):
+        state, history = inputs(pair[0], rows)
+        with torch.inference_mode():
+            for plain, compiled in networks:
+                a, b = (frozen.logits(state, 50, frozen.history(history)) for frozen in (plain, compiled))
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert sum(graphs) == 12 * 2
 
 
 @pytest.mark.parametrize("side", [4, 8, 12])
