@@ -39,9 +39,12 @@ class DiffusionReward(StandardisedReward):
     Args:
         model: Video model, in evaluation mode.
         codec: Its codec, in evaluation mode on the same device.
-        meta: Content of the checkpoint's `config.json`: "tasks", "render", "action_repeat".
+        meta: Content of the checkpoint's `config.json`: "tasks", "render", "action_repeat", "all_mask_fraction".
         config: How rewards are computed.
         folder: Checkpoint folder; statistics are read from and written to it.
+
+    Raises:
+        ValueError: if the config asks for what the model cannot do or was not trained for.
 
     Attributes:
         make_noise: Source of the chain's noise; replaceable, to compare with recorded noise.
@@ -65,6 +68,12 @@ class DiffusionReward(StandardisedReward):
         self.denoiser = FrozenDenoiser(model, config.precision, config.compile)
         steps = chain_steps(model.num_steps, config.skip_step, config.posterior)
         self.chain = Chain(self.denoiser, model.schedule, steps)
+        if config.estimator == "chain" and meta.get("all_mask_fraction", 0.0) >= 1.0:
+            raise ValueError(
+                f"estimator='chain' shows the model of {folder} partly masked frames, but it was trained on fully masked ones "
+                "only (video_training.all_mask_fraction=1): use frame_reward.estimator=one_forward, or train it with a lower "
+                "fraction"
+            )
         if config.likelihood_leak and model.config.condition_position != "none":
             raise ValueError(
                 "likelihood_leak=True gives one history frame more than the model was trained with, but its "
@@ -92,7 +101,8 @@ class DiffusionReward(StandardisedReward):
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing.
-            ValueError: if it holds another kind of model, or `config` has an unknown key or a bad value.
+            ValueError: if it holds another kind of model, or `config` has an unknown key or a value that is bad or unfit
+                for the model.
         """
         if not isinstance(config, DiffusionRewardConfig):
             config = DiffusionRewardConfig.from_dict(config or {})

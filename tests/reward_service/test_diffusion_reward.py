@@ -15,7 +15,7 @@ from reward_service.config import DiffusionRewardConfig
 from reward_service.contract import episode_seed, reward_class, reward_names
 from reward_service.diffusion_reward import DiffusionReward
 from reward_service.statistics import fingerprint
-from tests.reward_service.support import RENDER, random_video, write_tiny_folder
+from tests.reward_service.support import META, RENDER, random_video, write_tiny_folder
 
 CONFIGS = [
     DiffusionRewardConfig(),
@@ -211,6 +211,15 @@ def test_options_that_the_model_cannot_do_are_refused(folder, tmp_path):
         ValueError, match="the entropy would not depend on what the policy does: use reward=diff"
     ):
         DiffusionReward.from_checkpoint(first, FORWARD)
+
+
+def test_a_chain_is_refused_where_the_model_knows_fully_masked_frames_only(tmp_path):
+    folder = write_tiny_folder(tmp_path / "one", meta={**META, "all_mask_fraction": 1.0})
+    with pytest.raises(ValueError, match=r"estimator=.chain.*use frame_reward\.estimator=one_forward, or train"):
+        DiffusionReward.from_checkpoint(folder, DiffusionRewardConfig())
+    DiffusionReward.from_checkpoint(folder, FORWARD)
+    half = write_tiny_folder(tmp_path / "half", meta={**META, "all_mask_fraction": 0.5})
+    DiffusionReward.from_checkpoint(half, DiffusionRewardConfig())
 
 
 def test_a_model_of_first_frames_knows_no_other_history(tmp_path):
