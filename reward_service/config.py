@@ -69,6 +69,11 @@ class FrameRewardConfig:
         """This config and others of the same reward whose statistics cost little beside training the model."""
         return (self,)
 
+    @property
+    def reward_choice(self) -> str:
+        """What `reward=` composes such a config, for commands that messages advise."""
+        return "<that of the training>"
+
     def signature(self) -> str:
         """Key of the statistics: two configs share it only if their raw rewards mean the same."""
         raise NotImplementedError(f"{type(self).__name__} describes no frozen reward of its own")
@@ -122,6 +127,11 @@ class DiffusionRewardConfig(FrameRewardConfig):
                 "likelihood_leak is True, which is allowed only with mode='likelihood' and estimator='chain'; got "
                 f"mode={self.mode!r}, estimator={self.estimator!r}"
             )
+
+    @property
+    def reward_choice(self) -> str:
+        """The name in `configs/reward/`."""
+        return "diffusion" if self.mode == "entropy" else "diffusion_likelihood"
 
     def cheap_siblings(self) -> tuple[DiffusionRewardConfig, ...]:
         """Both modes where one forward pass is all they need; the chain costs eleven times as much."""

@@ -87,6 +87,11 @@ class RelativeRewardConfig(FrameRewardConfig):
         """The diffusion steps of "stratified"."""
         return spread_steps(self.num_steps, self.first_step, self.last_step)
 
+    @property
+    def reward_choice(self) -> str:
+        """The name in `configs/reward/`."""
+        return "relative"
+
     def cheap_siblings(self) -> tuple[RelativeRewardConfig, ...]:
         """Other forms too where one forward pass per model is all they need; r1 also where a network was just trained."""
         forms = ["r1"] * (self.form == "r3")

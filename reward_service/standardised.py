@@ -119,7 +119,7 @@ class StandardisedReward:
         config = self.config
         if not config.standardise:
             return MeanStd(0.0, 1.0)
-        return self.statistics.lookup(config.signature(), config.statistics_task or task)
+        return self.statistics.lookup(config, config.statistics_task or task)
 
     def reload_statistics(self) -> None:
         """Reads the statistics of the folder again."""

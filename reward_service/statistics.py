@@ -20,7 +20,7 @@ from models.episode import Episode
 from models.files import read_json, write_json
 from models.training_folder import SUMMARY_FILE
 from models.videos import VideoSet
-from reward_service.config import DOMAIN_STATISTICS
+from reward_service.config import DOMAIN_STATISTICS, FrameRewardConfig
 from reward_service.contract import episode_seed
 
 if TYPE_CHECKING:
@@ -63,20 +63,24 @@ class Statistics:
         path = Path(folder) / STATISTICS_FILE
         return cls(read_json(path) if path.is_file() else {}, Path(folder), fingerprint(folder))
 
-    def lookup(self, signature: str, task: str) -> MeanStd:
-        """Mean and deviation of a task.
+    def lookup(self, config: FrameRewardConfig, task: str) -> MeanStd:
+        """Mean and deviation of a task's rewards, computed as `config` says.
 
         Raises:
             ValueError: if they were not computed, listing what there is, or belong to other weights.
         """
+        signature = config.signature()
         entry = self._entries.get(signature, {}).get(task)
-        again = "compute them with `python launch/pretrain.py stage=statistics`"
+        again = (
+            f"compute them with `python launch/pretrain.py stage=statistics reward={config.reward_choice} "
+            f"preset=<that of the training> data=<their folder> out={self._folder}` and the frame_reward keys that were given"
+        )
         if entry is None:
             there = "; ".join(f"{s}: {sorted(tasks)}" for s, tasks in sorted(self._entries.items())) or "none"
             raise ValueError(
                 f"no reward statistics of task {task!r} for {signature!r} in {self._folder / STATISTICS_FILE}. "
-                f"Available: {there}. Give expert videos of {task!r} and {again} data=<their folder> "
-                f"out={self._folder}, or say whose scale to use with frame_reward.statistics_task="
+                f"Available: {there}. Give expert videos of {task!r} and {again}, "
+                "or say whose scale to use with frame_reward.statistics_task="
                 f"{DOMAIN_STATISTICS} (all tasks of the model pooled) or another task's name"
             )
         if entry["weights"] != self._weights:

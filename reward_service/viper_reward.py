@@ -42,6 +42,11 @@ class ViperRewardConfig(FrameRewardConfig):
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}, expected one of {MODES}")
 
+    @property
+    def reward_choice(self) -> str:
+        """The name in `configs/reward/`."""
+        return "viper" if self.mode == "likelihood" else "viper_std"
+
     def cheap_siblings(self) -> tuple[ViperRewardConfig, ...]:
         """Both modes: one forward pass each."""
         return tuple(replace(self, mode=mode) for mode in MODES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
@@ -15,6 +16,7 @@ from models.video_training import VideoTrainingConfig
 from models.vqdiffusion.config import VQDiffusionConfig
 from models.vqgan import VQGANConfig
 from reward_service.config import DiffusionRewardConfig
+from reward_service.statistics import Statistics
 
 
 def test_every_task_has_a_config():
@@ -29,6 +31,20 @@ def test_task_times_preset_times_reward(task, preset):
         config = compose("train", [f"task={task}", f"preset={preset}", f"reward={reward}"])
         settings = train_settings(config)
         assert (settings.env.task, settings.reward.name) == (task, reward)
+
+
+@pytest.mark.parametrize("preset", group_options("preset"))
+@pytest.mark.parametrize("reward", ["diffusion", "diffusion_likelihood", "viper", "viper_std", "relative"])
+def test_the_command_that_missing_statistics_advise_computes_them(tmp_path, preset, reward):
+    wanted = train_settings(compose("train", [f"preset={preset}", f"reward={reward}"])).frame_reward
+    with pytest.raises(ValueError, match="no reward statistics of task 'door-close'") as error:
+        Statistics.read(tmp_path).lookup(wanted, "door-close")
+    (command,) = re.findall("`python launch/pretrain.py (.*?)`", str(error.value))
+    filled_in = command.replace("<that of the training>", preset).replace("<their folder>", "videos")
+    config = compose("pretrain", filled_in.split())
+    computed = build(type(wanted), config.frame_reward).cheap_siblings()
+    assert wanted.signature() in [settings.signature() for settings in computed]
+    assert (config.stage, config.out) == ("statistics", str(tmp_path))
 
 
 @pytest.mark.parametrize("cluster", group_options("cluster"))

@@ -215,7 +215,7 @@ def test_options_that_the_model_cannot_do_are_refused(folder, tmp_path):
 
 def test_a_chain_is_refused_where_the_model_knows_fully_masked_frames_only(tmp_path):
     folder = write_tiny_folder(tmp_path / "one", meta={**META, "all_mask_fraction": 1.0})
-    with pytest.raises(ValueError, match=r"estimator=.chain.*use frame_reward\.estimator=one_forward, or train"):
+    with pytest.raises(ValueError, match=r"estimator='chain'.*use frame_reward\.estimator=one_forward"):
         DiffusionReward.from_checkpoint(folder, DiffusionRewardConfig())
     DiffusionReward.from_checkpoint(folder, FORWARD)
     half = write_tiny_folder(tmp_path / "half", meta={**META, "all_mask_fraction": 0.5})
