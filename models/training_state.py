@@ -85,14 +85,16 @@ class TrainingState:
     def restore(self) -> None:
         """The inverse of `save`."""
         path = self.folder / STATE_FILE
-        state = load_tensors(path, self.device)
+        # On the CPU: parts move what belongs on the device, where the optimiser's step counters would be waited for.
+        state = load_tensors(path)
         for name, part in self.kept_parts().items():
             if isinstance(part, nn.Module):
                 apply_weights(part, state[name], path)
             else:
                 part.load_state_dict(state[name])
-        for name in (*self.kept_numbers, "loss_sum", "loss_steps"):
+        for name in (*self.kept_numbers, "loss_steps"):
             setattr(self, name, state[name])
+        self.loss_sum = state["loss_sum"].to(self.device)
 
     def best(self) -> dict[str, float]:
         """The best validation result, for the summary."""
