@@ -7,12 +7,16 @@ import fcntl
 import json
 import os
 import tempfile
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 LOCK_FILE = ".lock"
+# What file systems without flock answer, such as Lustre by default.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _HELD: dict[Path, int] = {}  # open files of this process, whose locks end with it
 
 
@@ -57,15 +61,38 @@ def sync_to_disk(path: str | Path) -> None:
 def try_lock(path: str | Path) -> int:
     """Locks a file, made if it is missing, for as long as it stays open; returns its handle.
 
+    Where the file system has no locks, a warning says so, and the file is only opened.
+
     Raises:
         BlockingIOError: if another open file holds the lock.
     """
+    return _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Holds the lock of a file as `try_lock` does, waiting for it."""
+    handle = _lock(path, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(path: str | Path, kind: int) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
+        fcntl.flock(handle, kind)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(handle)
+            raise
+        warnings.warn(
+            f"{path} cannot be locked on this file system ({error.strerror}): nothing keeps two processes from writing "
+            "into its folder, see to it yourself that only one does",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return handle
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from models.checkpoints import WEIGHTS_FILE
 from models.episode import Episode
-from models.files import read_json, write_json
+from models.files import locked, read_json, write_json
 from models.training_folder import SUMMARY_FILE
 from models.videos import VideoSet
 from reward_service.config import DOMAIN_STATISTICS, FrameRewardConfig
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from reward_service.standardised import StandardisedReward
 
 STATISTICS_FILE = "statistics.json"
+LOCK_FILE = f".{STATISTICS_FILE}.lock"  # not that of the folder, which a training holds to its process's end
 MIN_VALIDATION_VIDEOS = 5
 SPLIT_CHOICES = ("auto", "train", "validation", "all")
 
@@ -248,5 +249,6 @@ def _mean_std(values: np.ndarray, what: str) -> dict[str, Any]:
 
 def _merge(folder: Path, signature: str, entries: Mapping[str, Any]) -> None:
     path = folder / STATISTICS_FILE
-    known = read_json(path) if path.is_file() else {}
-    write_json(path, {**known, signature: {**known.get(signature, {}), **entries}})
+    with locked(folder / LOCK_FILE):  # another process may be adding its own
+        known = read_json(path) if path.is_file() else {}
+        write_json(path, {**known, signature: {**known.get(signature, {}), **entries}})

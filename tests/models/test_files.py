@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 
-from models.files import hold_folder
+import pytest
+
+from models.files import hold_folder, try_lock
 
 HOLD = "import sys; from models.files import hold_folder; hold_folder(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 
@@ -21,3 +26,25 @@ def test_a_folder_is_held_until_its_process_ends(tmp_path):
     hold_folder(tmp_path)  # resumed by the same process
     third = subprocess.run(command, input=b"", capture_output=True, check=False)
     assert third.returncode != 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_files_cannot_be_locked_one_trains_with_a_warning(tmp_path, monkeypatch, number):
+    def flock(handle, kind):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(RuntimeWarning, match=f"{tmp_path}/.lock cannot be locked"):
+        hold_folder(tmp_path)
+    hold_folder(tmp_path)  # said once
+
+
+def test_a_lock_that_fails_otherwise_leaves_no_file_open(tmp_path, monkeypatch):
+    def flock(handle, kind):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Input/output error"):
+        try_lock(tmp_path / "file")
+    assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from models.episode import Episode
 from models.videos import RenderSettings, VideoSet
+from reward_service import statistics
 from reward_service.config import DiffusionRewardConfig
 from reward_service.contract import episode_seed
 from reward_service.diffusion_reward import DiffusionReward
@@ -81,6 +84,30 @@ def test_other_signatures_and_tasks_stay_in_the_file(reward, tmp_path):
         "likelihood/one_forward": ["reach"],
     }
     assert set(saved["likelihood/one_forward"]["reach"]) == {"mean", "std", "frames", "split", "weights"}
+
+
+def test_processes_that_write_at_once_keep_each_others_entries(tmp_path, monkeypatch):
+    read = statistics.read_json
+    both_read = threading.Barrier(2)
+
+    def slow_read(path):
+        known = read(path)
+        with suppress(threading.BrokenBarrierError):  # the second one waits for the lock instead
+            both_read.wait(0.5)
+        return known
+
+    monkeypatch.setattr(statistics, "read_json", slow_read)
+    (tmp_path / "statistics.json").write_text("{}")
+    writers = [
+        threading.Thread(target=statistics._merge, args=(tmp_path, "entropy", {task: {"mean": 0.0}}))
+        for task in ("reach", "hammer")
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    saved = json.loads((tmp_path / "statistics.json").read_text())
+    assert sorted(saved["entropy"]) == ["hammer", "reach"]
 
 
 def test_videos_that_do_not_fit_are_refused_before_anything_is_written(reward, tmp_path):
