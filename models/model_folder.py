@@ -44,7 +44,8 @@ def save_with_codec(
     """
     own_codec = Path(folder) / CODEC_FOLDER
     if not (own_codec / "config.json").exists():
-        save_codec(own_codec, codec, dict(codec_extra or {}))
+        # a half-written copy of an earlier try is replaced
+        save_codec(own_codec, codec, dict(codec_extra or {}), overwrite=True)
     save_checkpoint(folder, model, {"kind": kind, "model": asdict(config), **extra}, overwrite=overwrite)
 
 

@@ -100,7 +100,8 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_one_process(tiny, 
     weights = [load_weights(tmp_path / name / "weights.pt") for name in ("one", "two")]
     assert {k: v.shape for k, v in weights[0].items()} == {k: v.shape for k, v in weights[1].items()}
     made = {path.name for path in (tmp_path / "two").iterdir()}
-    assert made == {path.name for path in (tmp_path / "one").iterdir()} | {"statistics.json"}
+    statistics = {"statistics.json", ".statistics.json.lock"}
+    assert made == {path.name for path in (tmp_path / "one").iterdir()} | statistics
 
 
 def test_what_a_worker_refuses_is_one_line(tiny, tmp_path):

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import models.video_training as video_training
+from models import checkpoints
 from models.episode import Episode
+from models.files import write_json
 from models.video_training import VideoTrainingConfig, train_video_model
 from models.video_training_config import LearningRate
 from models.videos import RenderSettings, VideoSet
@@ -225,6 +227,20 @@ def test_an_unfinished_training_goes_on_with_its_own_codec_only(tmp_path, codec_
     del settings["codec"]  # as folders were before the codec was remembered
     (out / "training.json").write_text(json.dumps(settings))
     assert train_video_model(TRAINING, MODEL, videos, codec_folder, out)["steps"] == 12
+
+
+def test_a_kill_between_the_files_of_the_codec_is_gone_on_from(tmp_path, codec_folder, videos, monkeypatch):
+    def kill_before_the_config(path, value):
+        if path.parent.name == "codec":
+            raise Killed
+        write_json(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoints, "write_json", kill_before_the_config)
+        train_video_model(TRAINING, MODEL, videos, codec_folder, tmp_path / "out")
+    assert (tmp_path / "out/codec/weights.pt").exists() and not (tmp_path / "out/codec/config.json").exists()
+    train_video_model(TRAINING, MODEL, videos, codec_folder, tmp_path / "out")
+    load_video_model(tmp_path / "out")
 
 
 def test_a_diverged_training_stops_with_an_error(tmp_path, codec_folder, videos):
