@@ -63,7 +63,7 @@ def train_relative(
     """
     from models.checkpoints import load_checkpoint_config
     from models.relative_video.config import RewardNetworkConfig
-    from models.relative_video.network_training import train_reward_network
+    from models.relative_video.network_training import train_reward_network, videos_by_kind
     from models.relative_video.training import is_finished, train_expert
     from models.video_training import VideoTrainingConfig
     from reward_service.relative_reward import RelativeRewardConfig, diffusion_steps
@@ -78,6 +78,8 @@ def train_relative(
             f"data=[data/{name}/random,data/{name}/half,data/{name}/noisy,data/{name}/expert] expert_videos=15 out={given}`, "
             "or give base=<its folder>"
         )
+    if reward.form == "r3":
+        videos_by_kind(videos)  # refused before the expert is trained, not after
     summaries = {}
     if reward.form != "r3" or not is_finished(out):
         summaries["expert"] = train_expert(training, base, videos, out, device, progress)

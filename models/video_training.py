@@ -96,6 +96,7 @@ def train_video_model(
     require_codec_fits(model_config, codec)
     check_resolution(videos[0].render, codec)
     settings = video_settings(config, model_config, videos, codec_folder)
+    _require_windows(model_config, videos)
     start = None if init_from is None else VideoStart.read(init_from, model_config, codec, facts)
     if start is not None:
         settings["init_from"] = {"weights": start.checksum}
@@ -105,6 +106,17 @@ def train_video_model(
     run.config_facts = {**facts, **(extra or {})}
     run.codec_facts = codec_config_facts
     return run_training(run, config, folder, progress)
+
+
+def _require_windows(config: VQDiffusionConfig, videos: Sequence[VideoSet]) -> None:
+    """Refuses videos that are all too short for one window, before a folder is made."""
+    for split in ("train", "validation"):
+        longest = max(len(episode.frames) for video in videos for episode in video.split(split))
+        if config.sees_past and longest <= config.frame_skip:
+            raise ValueError(
+                f"the longest {split} video has {longest} frames, a window needs {config.frame_skip + 1} (frame_skip="
+                f"{config.frame_skip}): give longer videos, or lower frame_skip"
+            )
 
 
 class _VideoRun(TrainingState):

@@ -56,20 +56,12 @@ def train_reward_network(
 
     Raises:
         FileExistsError: if the network is trained already.
-        ValueError: if one kind of videos is missing, or the folder was started with other settings.
+        ValueError: if one kind of videos or one of its splits is missing, or the folder was started with other settings.
         FloatingPointError: if the loss is no longer finite.
     """
     folder = Path(folder)
     pair = load_pair(folder, device)
-    sets = {
-        kind: [v for v in videos if (v.mode == "expert") == (kind == "expert")]
-        for kind in ("expert", "others")
-    }
-    missing = [kind for kind, found in sets.items() if not found]
-    if missing:
-        raise ValueError(
-            f"there are no videos of {missing[0]}: the reward network learns from expert videos and from others"
-        )
+    sets = videos_by_kind(videos)
     settings = {
         **video_settings(config, pair.expert.config, videos, folder / CODEC_FOLDER),
         "steps": list(steps),
@@ -83,6 +75,30 @@ def train_reward_network(
     return run_training(
         _NetworkRun(config, pair, sets, steps, own, torch.device(device)), config, own, progress
     )
+
+
+def videos_by_kind(videos: Sequence[VideoSet]) -> dict[str, list[VideoSet]]:
+    """What a reward network learns from: "expert" and "others" -> videos.
+
+    Raises:
+        ValueError: if one kind is missing, or has no training or no validation videos.
+    """
+    sets = {
+        kind: [v for v in videos if (v.mode == "expert") == (kind == "expert")]
+        for kind in ("expert", "others")
+    }
+    for kind, found in sets.items():
+        if not found:
+            raise ValueError(
+                f"there are no videos of {kind}: the reward network learns from expert videos and from others"
+            )
+        for split in ("train", "validation"):
+            if not any(v.split(split) for v in found):
+                raise ValueError(
+                    f"there are no {split} videos of {kind}, the reward network needs both splits of both kinds: collect "
+                    "more videos, every fifth goes to the validation split by default"
+                )
+    return sets
 
 
 class _NetworkRun(AveragedRun):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from launch.cli import build, compose, group_options
-from launch.pretrain_relative import with_few_experts
+from launch.pretrain_relative import train_relative, with_few_experts
 from launch.settings import train_settings
 from models.relative_video.config import RewardNetworkConfig
 from models.videos import read_videos
 from reward_service.relative_reward import RelativeRewardConfig
 from tests.launch.conftest import TINY, run_verb
+from tests.models.test_video_training import video_set
 
 
 @pytest.mark.parametrize("preset", group_options("preset"))
@@ -33,6 +36,20 @@ def test_paper_preset_is_the_masked_log_ratio_over_eight_steps():
     assert settings.frame_reward == RelativeRewardConfig()
     assert settings.frame_reward.steps == (6, 18, 30, 42, 54, 66, 78, 90)
     assert (settings.reward.alpha, settings.reward.learned_scale) == (0.95, 1.0)
+
+
+def test_a_network_without_held_out_videos_of_others_is_refused_before_the_expert_is_trained(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    config = compose(
+        "pretrain",
+        ["stage=relative", "reward=relative", "frame_reward.form=r3", f"base={tmp_path}/base"],
+    )
+    videos = [video_set(tmp_path), video_set(tmp_path, mode="random")]
+    videos[1] = replace(videos[1], records=({"split": "train"},) * 5)
+    with pytest.raises(ValueError, match="no validation videos of others"):
+        train_relative(config, videos, "door-close", tmp_path / "out", torch.device("cpu"), print)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_and_an_expert_become_a_reward(tiny, tmp_path):

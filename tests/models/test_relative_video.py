@@ -337,6 +337,17 @@ def test_a_killed_network_training_goes_on_exactly_and_a_finished_one_is_left_al
         train_reward_network(NETWORK, write_pair(tmp_path / "new"), videos[:1], (99,))
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_kind_of_videos_without_one_split_is_refused(tmp_path, split):
+    videos = [video_set(tmp_path), video_set(tmp_path, mode="random")]
+    others = ({"split": "train" if split == "validation" else "validation"},) * 5
+    videos[1] = replace(videos[1], records=others)
+    with pytest.raises(
+        ValueError, match=f"no {split} videos of others, the reward network needs both splits"
+    ):
+        train_reward_network(NETWORK, write_pair(tmp_path), videos, (99,))
+
+
 def test_network_settings_are_checked():
     for values, message in (
         ({"width": 12}, "reward network width=12"),

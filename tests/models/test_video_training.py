@@ -171,6 +171,14 @@ def test_videos_that_do_not_belong_together_are_refused(tmp_path, codec_folder, 
     assert not (tmp_path / "out").exists()
 
 
+def test_videos_too_short_for_a_window_are_refused_before_a_folder_is_made(tmp_path, codec_folder, videos):
+    with pytest.raises(
+        ValueError, match=r"longest train video has 10 frames, a window needs 11 \(frame_skip=10\)"
+    ):
+        train_video_model(TRAINING, replace(MODEL, frame_skip=10), videos, codec_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_held_frames_are_refused_before_a_folder_is_made_where_the_model_sees_recent_frames(
     tmp_path, codec_folder, videos
 ):
