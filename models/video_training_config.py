@@ -23,7 +23,7 @@ class VideoTrainingConfig:
         all_mask_fraction: Fraction of the windows of a step trained by plain cross entropy at the all-mask state of the
             last step, [0, 1]; the rest by the variational loss. The "one_forward" reward estimator uses the network
             only in that state, so that 1.0 makes a small model much better per second, and unfit for the "chain"
-            and "jump" estimators. 0.0 is the paper's.
+            and "jump" estimators. 0.0 is the paper's. Between 0 and 1 the batch must have windows of both kinds.
         condition_corruption_prob: Fraction of windows whose history gets random codes, [0, 1]. The paper has 0.
         condition_corruption_fraction: Largest fraction of tokens replaced in such a history, [0, 1].
         hold_frames: Shorter videos count as if their last frame had been held until they had so many frames, 1 or more;
@@ -100,6 +100,20 @@ class VideoTrainingConfig:
             "learning_rate_schedule", schedule in LEARNING_RATE_SCHEDULES, f"one of {LEARNING_RATE_SCHEDULES}"
         )
         self._require("precision", precision in PRECISIONS, f"one of {PRECISIONS}")
+        self._require_both_losses()
+
+    def _require_both_losses(self) -> None:
+        """Refuses a batch too small for the share of one of the two losses: that one would never be trained."""
+        fraction = self.all_mask_fraction
+        if not 0 < fraction < 1 or 0 < self.all_mask_windows < self.batch_windows:
+            return
+        smallest = max(int(0.5 / min(fraction, 1 - fraction)), 1)
+        while not 0 < round(smallest * fraction) < smallest:
+            smallest += 1
+        raise ValueError(
+            f"video training all_mask_fraction={fraction} of batch_windows={self.batch_windows} is "
+            f"{self.all_mask_windows} windows: expected at least one of each kind, which takes a batch of at least {smallest}"
+        )
 
     def _require(self, key: str, is_good: bool, allowed: str) -> None:
         if not is_good:

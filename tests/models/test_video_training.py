@@ -310,6 +310,21 @@ def test_bad_training_config_names_key_and_value(key, value):
     assert repr(value) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("batch", "fraction", "windows", "smallest"),
+    [(4, 0.1, 0, 6), (4, 0.95, 4, 11), (4, 0.9, 4, 5), (1, 0.5, 0, 2), (2, 0.25, 0, 3)],
+)
+def test_a_batch_too_small_for_the_share_of_masked_windows_is_refused(batch, fraction, windows, smallest):
+    message = f"batch_windows={batch} is {windows} windows: .* a batch of at least {smallest}$"
+    with pytest.raises(ValueError, match=message):
+        VideoTrainingConfig(batch_windows=batch, all_mask_fraction=fraction)
+    for size in range(2, smallest):
+        with pytest.raises(ValueError, match=f"at least {smallest}$"):
+            VideoTrainingConfig(batch_windows=size, all_mask_fraction=fraction)
+    config = VideoTrainingConfig(batch_windows=smallest, all_mask_fraction=fraction)
+    assert 0 < config.all_mask_windows < smallest
+
+
 def test_steps_come_from_epochs_or_a_budget():
     assert VideoTrainingConfig(epochs=3, batch_windows=4).steps_for(10) == 9
     assert VideoTrainingConfig(train_steps=7).steps_for(10) == 7
