@@ -7,6 +7,11 @@ import torch
 PRECISIONS = ("float32", "bfloat16")
 
 
+def forbid_tf32() -> None:
+    """Makes float32 mean float32 in this process: on a GPU torch convolves in TF32, with 10 bits of mantissa, by default."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def bfloat16_pays(device: torch.device | str) -> bool:
     """Whether the hardware multiplies bfloat16 matrices faster than float32 ones: a GPU, or a CPU with AMX or AVX512-BF16."""
     if torch.device(device).type != "cpu":

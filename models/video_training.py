@@ -19,6 +19,7 @@ from torch import Tensor
 from models.checkpoints import apply_weights
 from models.distributed import average_gradients, draw_apart, num_workers, own_rows, same_weights
 from models.frames import tensor_to_images
+from models.precision import forbid_tf32
 from models.training_folder import (
     claim_folder,
     clip_gradients,
@@ -83,6 +84,7 @@ def train_video_model(
         FloatingPointError: if the loss is no longer finite.
     """
     config.require_shares(num_workers())
+    forbid_tf32()
     if config.hold_frames is not None and model_config.sees_past:
         raise ValueError(
             f"hold_frames={config.hold_frames} is for models of the first frame, this one has history="

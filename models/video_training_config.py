@@ -43,7 +43,7 @@ class VideoTrainingConfig:
         clip_until_steps: Steps that are clipped; None clips all.
         ema_decay: Of the averaged weights, which are the ones validated and kept, in [0, 1).
         ema_every_steps: Steps between two updates of the average.
-        precision: "float32", or "bfloat16" mixed precision.
+        precision: "float32" (without TF32), or "bfloat16" mixed precision.
         log_every_steps: Steps between two lines of metrics.
         validate_every_steps: Steps between two validations; the best averaged weights are kept.
         validation_windows: Windows of a validation, spread evenly over the held-out videos.

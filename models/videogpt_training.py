@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.distributed import average_gradients, draw_apart, num_workers, own_rows, same_weights
 from models.frames import tensor_to_images
+from models.precision import forbid_tf32
 from models.training_folder import (
     claim_folder,
     clip_gradients,
@@ -75,6 +76,7 @@ def train_videogpt(
         FloatingPointError: if the loss is no longer finite.
     """
     config.require_shares(num_workers())
+    forbid_tf32()
     folder = Path(folder)
     facts = {**dataset_facts(videos), **(extra or {})}
     facts_of_codec = codec_facts(codec_folder, videos[0].render)

@@ -28,7 +28,7 @@ class VideoGPTTrainingConfig:
         adam_beta2: Of AdamW, in [0, 1).
         weight_decay: Of AdamW on the weights of linear layers, >= 0; biases, norms and positions have none.
         clip_grad_norm: Largest gradient norm, > 0; None does not clip.
-        precision: "float32", or "bfloat16" mixed precision.
+        precision: "float32" (without TF32), or "bfloat16" mixed precision.
         log_every_steps: Steps between two lines of metrics.
         validate_every_steps: Steps between two validations; the best weights are kept.
         validation_windows: Windows of a validation, spread evenly over the held-out videos.

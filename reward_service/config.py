@@ -97,7 +97,7 @@ class DiffusionRewardConfig(FrameRewardConfig):
         noise: Of the chain: sample (True) or take the most probable token (False).
         likelihood_leak: Of mode=likelihood with the chain: also give the scored frame itself as condition, as the
             published implementation does. For parity only: a frame that is its own condition tells little.
-        precision: "float32", or "bfloat16" for the networks' products: several times faster on processors with such
+        precision: "float32" (without TF32), or "bfloat16" for the networks' products: several times faster on processors with such
             units (GPUs, AMX). The search for the nearest code and everything after the logits stay float32.
         compile: Whether torch.compile fuses the video model: minutes at the start, faster afterwards on a GPU.
     """

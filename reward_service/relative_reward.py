@@ -50,7 +50,7 @@ class RelativeRewardConfig(FrameRewardConfig):
         lowest_tokens: Of r1: the mean is taken over this many of the masked tokens, those with the lowest log-ratios, at
             least 1; None for all. What is handled has few tokens and the arm many: with all of them an arm at its goal
             makes up for a lever that hangs (docs/results.md).
-        precision: "float32", or "bfloat16" for the networks' products.
+        precision: "float32" (without TF32), or "bfloat16" for the networks' products.
         compile: Whether torch.compile fuses the video models: minutes at the start, faster afterwards on a GPU.
     """
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.frames import images_to_tensor
+from models.precision import forbid_tf32
 from models.videos import RenderSettings
 from models.vqgan import VQGAN
 from reward_service.config import FrameRewardConfig
@@ -37,6 +38,7 @@ class StandardisedReward:
     def __init__(
         self, meta: Mapping[str, Any], config: FrameRewardConfig, folder: str | Path, resolution_px: int
     ) -> None:
+        forbid_tf32()
         self.folder = Path(folder)
         self.config = config
         self.tasks = tuple(_fact(meta, "tasks", folder))

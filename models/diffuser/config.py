@@ -106,7 +106,7 @@ class DiffuserTrainingConfig:
         ema_start_steps: Until this step the average is a copy of the weights.
         ema_every_steps: Steps between two updates of the average.
         initialise_from_base: Whether an expert starts with the base's weights (the paper trains both from scratch).
-        precision: "float32", or "bfloat16" mixed precision (on a GPU).
+        precision: "float32" (without TF32), or "bfloat16" mixed precision (on a GPU).
         log_every_steps: Steps between two lines of metrics.
         validate_every_steps: Steps between two validations; the best averaged weights are kept.
         validation_windows: Windows of a validation, spread evenly over the held-out trajectories.

@@ -22,6 +22,7 @@ from models.diffuser.diffuser import Diffuser, load_diffuser, save_diffuser
 from models.diffuser.normaliser import Normaliser
 from models.diffuser.raster import density_picture
 from models.diffuser.window_batches import WindowBatches, joint_vectors
+from models.precision import forbid_tf32
 from models.training_folder import claim_folder, run_training, seeded
 from models.training_log import Progress
 from models.trajectories import TrajectorySet
@@ -68,6 +69,7 @@ def train_diffuser(
             configuration (the keys are named).
         FloatingPointError: if the loss is no longer finite.
     """
+    forbid_tf32()
     folder, device = Path(folder), torch.device(device)
     index = data.index
     model_config = replace(

@@ -111,6 +111,12 @@ def test_a_killed_training_goes_on_exactly(tmp_path, codec_folder, videos, fract
         assert torch.equal(value, weights(tmp_path / "cut")[name]), name
 
 
+def test_float32_means_float32_in_convolutions_too(tmp_path, codec_folder, videos, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    train_video_model(replace(TRAINING, train_steps=1), MODEL, videos, codec_folder, tmp_path / "out")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_training_learns_and_the_folder_explains_itself(tmp_path, codec_folder, videos):
     config = replace(TRAINING, train_steps=60, validate_every_steps=20, all_mask_fraction=1.0)
     seen = []

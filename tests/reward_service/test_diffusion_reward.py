@@ -59,6 +59,12 @@ def test_a_reward_does_not_depend_on_the_batch_it_is_in(folder, config):
     np.testing.assert_allclose(np.concatenate(backwards[::-1]), np.concatenate(together), rtol=1e-5)
 
 
+def test_float32_means_float32_in_convolutions_too(folder, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    DiffusionReward.from_checkpoint(folder, FORWARD)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_rewards_do_not_depend_on_later_frames(folder):
     reward = DiffusionReward.from_checkpoint(folder, CONFIGS[0])
     video = random_video(0, 8)
