@@ -28,7 +28,8 @@ class FrameRewardConfig:
         clip_high: Upper bound of the reward, or None.
         statistics_task: Whose mean and standard deviation standardise the rewards: None for each episode's own
             task, the name of a task, or "domain" for all tasks of the reward model pooled.
-        batch_rows: Frames scored in one network call, 1 or more, or None for what suits the device.
+        batch_rows: Frames scored in one network call, 1 or more, or None for what suits the device: 32 on a CPU, 2048 on a
+            GPU, there 512 for a chain, which keeps all its steps in memory.
         batch_frames: Frames encoded by the codec in one call, 1 or more, or None for what suits the device: few on
             a CPU, where more no longer fit its cache, many on a GPU.
     """

@@ -68,6 +68,9 @@ class DiffusionReward(StandardisedReward):
         self.denoiser = FrozenDenoiser(model, config.precision, config.compile)
         steps = chain_steps(model.num_steps, config.skip_step, config.posterior)
         self.chain = Chain(self.denoiser, model.schedule, steps)
+        if config.estimator == "chain":
+            # It keeps the probabilities of all its steps: 3 MB a row at the paper's sizes.
+            self.rows_on_gpu = 512
         if config.estimator == "chain" and meta.get("all_mask_fraction", 0.0) >= 1.0:
             raise ValueError(
                 f"estimator='chain' shows the model of {folder} partly masked frames, but it was trained on fully masked ones "

@@ -34,6 +34,7 @@ class StandardisedReward:
 
     config_class: ClassVar[type[FrameRewardConfig]]
     needs_other_behaviours: ClassVar[bool] = False
+    rows_on_gpu = 2048
 
     def __init__(
         self, meta: Mapping[str, Any], config: FrameRewardConfig, folder: str | Path, resolution_px: int
@@ -72,6 +73,7 @@ class StandardisedReward:
         Raises:
             ValueError: if frames have another type or size than the codec's, or a reward is not finite; it names
                 the episode and the frame.
+            torch.OutOfMemoryError: naming the keys to lower.
         """
         names = [str(i) for i in range(len(frames))] if names is None else list(names)
         _require_same_lengths(frames=frames, seeds=seeds, names=names)
@@ -79,8 +81,15 @@ class StandardisedReward:
             return []
         for name, video in zip(names, frames):
             self.check_frames(video, name)
-        with torch.inference_mode():
-            rows = self._raw(frames, seeds)
+        try:
+            with torch.inference_mode():
+                rows = self._raw(frames, seeds)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"the device has too little memory for frame_reward.batch_rows={self.config.batch_rows}, "
+                f"frame_reward.batch_frames={self.config.batch_frames} (null: what suits the device): set both lower, "
+                f"for example to 128. {error}"
+            ) from error
         for name, values in zip(names, rows):
             _require_finite(values, name, "raw reward")
         return rows
@@ -181,7 +190,7 @@ class StandardisedReward:
 
     def batch_rows(self, device: torch.device) -> int:
         """Rows of one network call on a device: what the config says, or what suits it."""
-        return self.config.batch_rows or (32 if device.type == "cpu" else 2048)
+        return self.config.batch_rows or (32 if device.type == "cpu" else self.rows_on_gpu)
 
     def _standardise(self, raw: np.ndarray, scale: MeanStd) -> np.ndarray:
         standard = (raw.astype(np.float64) - scale.mean) / scale.std

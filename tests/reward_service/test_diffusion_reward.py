@@ -168,6 +168,25 @@ def test_a_reward_that_is_not_finite_names_episode_and_frame(folder, monkeypatch
         reward.raw([random_video(1, 3), random_video(0, 5)], [0, 0], ["run-6", "run-7"])
 
 
+def test_a_device_with_too_little_memory_says_what_to_lower(folder, monkeypatch):
+    reward = DiffusionReward.from_checkpoint(folder, replace(FORWARD, batch_rows=4096))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 10.00 GiB")
+
+    monkeypatch.setattr(reward, "_score_rows", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"frame_reward\.batch_rows=4096.* lower.* 10\.00 GiB"):
+        reward.raw([random_video(0, 2)], [0])
+
+
+def test_a_chain_scores_fewer_rows_at_a_time_on_a_gpu(folder):
+    rewards = [
+        DiffusionReward.from_checkpoint(folder, config) for config in (DiffusionRewardConfig(), FORWARD)
+    ]
+    assert [reward.batch_rows(torch.device("cuda")) for reward in rewards] == [512, 2048]
+    assert [reward.batch_rows(torch.device("cpu")) for reward in rewards] == [32, 32]
+
+
 def test_frames_that_do_not_fit_are_refused(folder):
     reward = DiffusionReward.from_checkpoint(folder, FORWARD)
     with pytest.raises(ValueError, match=r"episode e1: .*\(T, 64, 64, 3\) uint8.*got \(2, 32, 32, 3\)"):
