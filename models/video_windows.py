@@ -7,7 +7,7 @@ frame repeat the first frame. Its target is frame t + s (Diffusion Reward, arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,7 +148,6 @@ class TokenWindows:
         videos: Sequence[np.ndarray],
         num_history_frames: int,
         frame_skip: int = 1,
-        on_video: Callable[[], None] | None = None,
         kind: str = "recent",
         hold_frames: int | None = None,
     ) -> TokenWindows:
@@ -159,7 +158,6 @@ class TokenWindows:
             videos: (T_i, H, W, C) uint8 each.
             num_history_frames: F.
             frame_skip: s.
-            on_video: Called after each video.
             kind: What a history is, as in `VQDiffusionConfig.history`.
             hold_frames: As in `VideoTrainingConfig`.
 
@@ -174,8 +172,6 @@ class TokenWindows:
             )
             windows.append(placed(own, start))
             start += len(frames)
-            if on_video is not None:
-                on_video()
         if not sum(map(len, windows)):
             lengths = [len(frames) for frames in videos]
             raise ValueError(

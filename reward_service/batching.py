@@ -109,18 +109,6 @@ class Batcher(Generic[Request, Result]):
             "frames_per_s": self._frames / self._busy_s if self._busy_s > 0 else 0.0,
         }
 
-    async def close(self) -> None:
-        """Stops the worker and its thread; requests that still wait are cancelled."""
-        waiting = [self._held_back] if self._held_back else []
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-        while self._queue is not None and not self._queue.empty():
-            waiting.append(self._queue.get_nowait())
-        for item in waiting:
-            item.result.cancel()
-        self._executor.shutdown(wait=False)
-
     async def _work(self, queue: asyncio.Queue[_Waiting]) -> None:
         while True:
             await self._run(await self._gather(queue))
@@ -163,10 +151,6 @@ class Batcher(Generic[Request, Result]):
                 raise RuntimeError(
                     f"the batch function returned {len(results)} results for {len(requests)} requests"
                 )
-        except asyncio.CancelledError:
-            for item in batch:
-                item.result.cancel()
-            raise
         except Exception as error:
             self._failures += 1
             if len(batch) > 1:

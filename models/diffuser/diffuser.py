@@ -19,7 +19,7 @@ from models.checkpoints import (
 )
 from models.diffuser.config import DiffuserConfig
 from models.diffuser.normaliser import Normaliser
-from models.diffuser.sampling import Conditions, Push, ancestral_sample, posterior_mean
+from models.diffuser.sampling import Conditions, Push, ancestral_sample
 from models.diffuser.schedule import GaussianSchedule
 from models.diffuser.temporal_unet import TemporalUNet
 from models.model_folder import model_config
@@ -66,10 +66,6 @@ class Diffuser(nn.Module):
         """
         x0 = self.network(x, t)
         return x0.clamp(-1, 1) if self.config.clip_x0 else x0
-
-    def posterior_mean(self, x: Tensor, t: Tensor) -> Tensor:
-        """Mean (B, H, A + S) of x_{t-1} given x_t."""
-        return posterior_mean(self, x, t)
 
     def noised(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t of clean windows x0 (B, H, A + S), with the given observations clean."""

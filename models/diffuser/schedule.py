@@ -67,21 +67,9 @@ class GaussianSchedule(nn.Module):
         """Posterior mean of x_{t-1} given x_t and the clean (or predicted clean) x0."""
         return at(self.mean_x0_factor, t, x_t) * x0 + at(self.mean_x_factor, t, x_t) * x_t
 
-    def x0_from_epsilon(self, epsilon: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The clean x0 that noise `epsilon` turns into x_t."""
-        return (x_t - at(self.noise, t, x_t) * epsilon) / at(self.signal, t, x_t)
-
     def epsilon_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise that turns x0 into x_t."""
         return (x_t - at(self.signal, t, x_t) * x0) / at(self.noise, t, x_t)
-
-    def score_from_epsilon(self, epsilon: Tensor, t: Tensor) -> Tensor:
-        """Gradient of the log density of x_t, from the predicted noise."""
-        return -epsilon / at(self.noise, t, epsilon)
-
-    def score_from_x0(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Gradient of the log density of x_t, from the predicted clean x0."""
-        return self.score_from_epsilon(self.epsilon_from_x0(x0, x_t, t), t)
 
     def mean_difference_factor(self, form: str) -> Tensor:
         """What turns a difference of two models, expert - base, into the difference of their posterior means.

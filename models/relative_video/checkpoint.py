@@ -54,10 +54,6 @@ class VideoPair:
         """Whether both models were trained on partly masked frames, not on fully masked ones alone."""
         return all(meta.get("all_mask_fraction", 0.0) < 1.0 for meta in (self.meta, self.base_meta))
 
-    def swapped(self) -> VideoPair:
-        """The pair with the roles exchanged."""
-        return VideoPair(self.base, self.expert, self.codec, self.base_meta, self.meta)
-
 
 def add_base(folder: str | Path, base_folder: str | Path) -> None:
     """Puts a copy of a video model into an expert's folder as its base, unless it is there already.

@@ -33,14 +33,6 @@ class Condition(NamedTuple):
         """B."""
         return self.keys.shape[1]
 
-    def index_select(self, rows: Tensor) -> Condition:
-        """The condition of some rows (repeats allowed). Args: rows (N,) int64."""
-        return Condition(self.keys.index_select(1, rows), self.values.index_select(1, rows))
-
-    def to(self, *args, **kwargs) -> Condition:
-        """Moves both tensors (device or dtype)."""
-        return Condition(self.keys.to(*args, **kwargs), self.values.to(*args, **kwargs))
-
 
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x)."""

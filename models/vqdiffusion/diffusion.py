@@ -125,17 +125,6 @@ class VQDiffusion(nn.Module):
         logits = rearrange(self.transformer(x_t, t, condition), "b l k -> b k l")
         return F.log_softmax(logits.double(), dim=1).float().clamp(LOG_PROB_MIN, 0.0)
 
-    def predict_from_mask(self, condition: Condition) -> Tensor:
-        """`predict_log_x0` from the all-mask state at the last step: the one-forward estimate of the next frame.
-
-        Args:
-            condition: Of B rows.
-
-        Returns:
-            (B, K, L) float32 log-probabilities.
-        """
-        return self.predict_log_x0(self.all_mask(1), self._last_step(), condition)
-
     def sample_steps(self, rows: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draws training steps from the importance distribution.
 

@@ -110,15 +110,6 @@ class Schedule:
     num_codes: int
 
     @classmethod
-    def alpha1(cls, num_steps: int, num_codes: int) -> Schedule:
-        """Builds the schedule of the paper on the CPU."""
-        p = alpha1_probabilities(num_steps, num_codes)
-        tables = log_tables(num_steps, num_codes)
-        return cls(
-            **tables, keep=torch.from_numpy(p["att"]), mask=torch.from_numpy(p["ctt"]), num_codes=num_codes
-        )
-
-    @classmethod
     def from_tables(cls, tables: Mapping[str, Tensor], num_codes: int) -> Schedule:
         """Builds it from tensors named like the fields."""
         names = [f.name for f in fields(cls) if f.name != "num_codes"]
@@ -158,22 +149,6 @@ class Schedule:
         any_code = (not_mask - keep).clamp_min(0) / self.num_codes
         values = (keep, any_code, 1 - not_mask, not_mask)
         return Transition(*(value.log().float()[:, None, None] for value in values))
-
-    def q_pred(self, log_x0: Tensor, t: Tensor) -> Tensor:
-        """log q(x_t | x0) of a distribution over x0 (arXiv 2111.14822, equation 8).
-
-        Args:
-            log_x0: (B, K+1, L) log-probabilities.
-            t: (B,) int64 in [-1, T).
-
-        Returns:
-            (B, K+1, L) log-probabilities.
-        """
-        return _apply(self.cumulative(t), log_x0)
-
-    def q_pred_one_step(self, log_x: Tensor, t: Tensor) -> Tensor:
-        """log q(x_t | x_{t-1}), shapes as in `q_pred`; t in [0, T)."""
-        return _apply(self.step(t), log_x)
 
     def noisy_tokens(self, x0: Tensor, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Samples x_t ~ q(x_t | x0).
@@ -247,15 +222,6 @@ class Schedule:
         at_mask = torch.where(masked, at_mask, at_mask + LOG_ZERO)
         return TokenPosterior(*(v.clamp(LOG_PROB_MIN, 0.0) for v in (at_x0, at_xt, elsewhere, at_mask)))
 
-    def token_posterior_dense(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
-        """`token_posterior` as a full (B, K+1, L) array of log-probabilities."""
-        values = self.token_posterior(x0, x_t, t, s)
-        dense = values.elsewhere[:, None].repeat(1, self.num_codes + 1, 1)
-        dense.scatter_(1, x_t[:, None], values.at_xt[:, None])
-        dense.scatter_(1, x0[:, None], values.at_x0[:, None])
-        dense[:, -1] = values.at_mask
-        return dense
-
     def posterior_kl(
         self, x0: Tensor, x_t: Tensor, log_model: Tensor, t: Tensor, s: Tensor | None = None
     ) -> Tensor:
@@ -318,18 +284,6 @@ def kl_of_values(
         + q.at_mask.exp() * (q.at_mask - at_mask)
         + q.elsewhere.exp() * (rest_count * q.elsewhere - rest_sum)
     )
-
-
-def _apply(transition: Transition, log_x: Tensor) -> Tensor:
-    codes = torch.logaddexp(log_x[:, :-1] + transition.a, transition.b)
-    mask = torch.logaddexp(log_x[:, -1:] + transition.not_c, transition.c)
-    return torch.cat([codes, mask], 1)
-
-
-def one_hot_log(tokens: Tensor, num_classes: int) -> Tensor:
-    """Log of one-hot vectors with log(1e-30) for zero. Args: (B, L) int64. Returns: (B, num_classes, L)."""
-    dense = torch.full((len(tokens), num_classes, tokens.shape[1]), LOG_ZERO, device=tokens.device)
-    return dense.scatter_(1, tokens[:, None], 0.0)
 
 
 def sample_tokens(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.vqdiffusion import Schedule, VQDiffusion, VQDiffusionConfig, sample_tokens
-from models.vqdiffusion.schedule import alpha1_probabilities, importance_distribution, one_hot_log
+from models.vqdiffusion import Condition, VQDiffusion, VQDiffusionConfig, sample_tokens
+from models.vqdiffusion.schedule import alpha1_probabilities, importance_distribution
+from tests.models.dense import moved, one_hot_log, paper_schedule, token_posterior
 
 SMALL = {"num_layers": 2, "width": 16, "num_heads": 2, "condition_dim": 12, "num_codes": 6, "latent_size": 2}
 
@@ -51,7 +52,7 @@ def io(folder):
 
 
 def test_schedule_matches_golden(io):
-    schedule = Schedule.alpha1(100, 64)
+    schedule = paper_schedule(100, 64)
     exact = alpha1_probabilities(100, 64)
     for name in ("at", "bt", "ct", "att", "btt", "ctt"):
         np.testing.assert_allclose(exact[name], io[f"schedule_float64/{name}"], rtol=1e-6, atol=1e-20)
@@ -64,27 +65,26 @@ def test_network_and_prediction_match_golden(model, io):
         condition = model.condition(io["cond_tokens"])
         logits = model.transformer(io["x_t"], io["t"], condition)
         log_x0 = model.predict_log_x0(io["x_t"], io["t"], condition)
-        at_mask = model.predict_log_x0(
-            model.all_mask(1), torch.tensor([99]), condition.index_select(torch.tensor([0]))
-        )
+        first = Condition(*(part[:, :1] for part in condition))
+        at_mask = model.predict_log_x0(model.all_mask(1), torch.tensor([99]), first)
     close(logits.transpose(1, 2), io["logits"])
     close(log_x0, io["predict_start"][:, :-1])
     close(at_mask, io["allmask/predict_start_t99_row0"][:, :-1])
 
 
 def test_forward_process_matches_golden(io):
-    schedule, t = Schedule.alpha1(100, 64), io["t"]
+    schedule, t = paper_schedule(100, 64), io["t"]
     clean = one_hot_log(io["x0"], 65)
-    close(schedule.q_pred(clean, t), io["q_pred_onehot_x0"])
-    close(schedule.q_pred(clean, t - 1), io["q_pred_onehot_x0_tminus1"])
-    close(schedule.q_pred(io["predict_start"], t), io["q_pred_soft"])
-    close(schedule.q_pred_one_step(one_hot_log(io["x_t"], 65), t), io["q_pred_one_timestep"])
+    close(moved(schedule.cumulative(t), clean), io["q_pred_onehot_x0"])
+    close(moved(schedule.cumulative(t - 1), clean), io["q_pred_onehot_x0_tminus1"])
+    close(moved(schedule.cumulative(t), io["predict_start"]), io["q_pred_soft"])
+    close(moved(schedule.step(t), one_hot_log(io["x_t"], 65)), io["q_pred_one_timestep"])
 
 
 def test_posteriors_match_golden(io):
-    schedule, t, log_x0 = Schedule.alpha1(100, 64), io["t"], io["predict_start"][:, :-1]
+    schedule, t, log_x0 = paper_schedule(100, 64), io["t"], io["predict_start"][:, :-1]
     close(schedule.posterior(log_x0, io["x_t"], t), io["q_posterior_pred"])
-    close(schedule.token_posterior_dense(io["x0"], io["x_t"], t), io["q_posterior_onehot_x0"])
+    close(token_posterior(schedule, io["x0"], io["x_t"], t), io["q_posterior_onehot_x0"])
     at_90 = schedule.posterior(log_x0, io["x_t"], torch.full((6,), 90))
     close(at_90[3:4], io["q_posterior_of_predicted_x0_at_t90_row3"])
     all_mask = schedule.posterior(
@@ -185,7 +185,7 @@ def brute_force_posterior(p_x0: np.ndarray, x_t: int, t: int, s: int, codes: int
 @pytest.mark.parametrize("t, s", [(99, 89), (90, 80), (37, 9), (9, 0), (5, 4), (60, 59)])
 @pytest.mark.parametrize("x_t", [6, 2])
 def test_jump_posterior_is_exact(t, s, x_t):
-    schedule = Schedule.alpha1(100, 6)
+    schedule = paper_schedule(100, 6)
     log_x0 = torch.log_softmax(torch.randn(1, 6, 1, generator=torch.Generator().manual_seed(3)), 1)
     times = torch.tensor([t]), torch.tensor([s])
     tokens = torch.tensor([[x_t]])
@@ -194,21 +194,21 @@ def test_jump_posterior_is_exact(t, s, x_t):
         got, brute_force_posterior(log_x0.exp()[0, :, 0].numpy(), x_t, t, s, 6), rtol=2e-4, atol=1e-9
     )
     for x0 in (2, 4):
-        got = schedule.token_posterior_dense(torch.tensor([[x0]]), tokens, *times).exp()[0, :, 0]
+        got = token_posterior(schedule, torch.tensor([[x0]]), tokens, *times).exp()[0, :, 0]
         np.testing.assert_allclose(
             got, brute_force_posterior(np.eye(6)[x0], x_t, t, s, 6), rtol=2e-4, atol=1e-9
         )
 
 
 def test_jump_of_one_step_is_the_official_posterior(io):
-    schedule, t = Schedule.alpha1(100, 64), io["t"]
+    schedule, t = paper_schedule(100, 64), io["t"]
     log_x0 = io["predict_start"][:, :-1]
     close(schedule.posterior(log_x0, io["x_t"], t, t - 1), schedule.posterior(log_x0, io["x_t"], t), 2e-4)
 
 
 @pytest.mark.parametrize("s", [None, 30])
 def test_posterior_kl_equals_the_dense_sum(s):
-    schedule, generator = Schedule.alpha1(100, 6), torch.Generator().manual_seed(1)
+    schedule, generator = paper_schedule(100, 6), torch.Generator().manual_seed(1)
     log_x0 = torch.log_softmax(torch.randn(3, 6, 8, generator=generator), 1)
     x0 = torch.randint(6, (3, 8), generator=generator)
     x_t = torch.randint(7, (3, 8), generator=generator)
@@ -216,12 +216,12 @@ def test_posterior_kl_equals_the_dense_sum(s):
     t = torch.tensor([40, 77, 99])
     s = None if s is None else torch.full((3,), s)
     model = schedule.posterior(log_x0, x_t, t, s)
-    truth = schedule.token_posterior_dense(x0, x_t, t, s)
+    truth = token_posterior(schedule, x0, x_t, t, s)
     close(schedule.posterior_kl(x0, x_t, model, t, s), (truth.exp() * (truth - model)).sum(1), 1e-5)
 
 
 def test_noisy_tokens_follow_the_schedule():
-    schedule = Schedule.alpha1(100, 6)
+    schedule = paper_schedule(100, 6)
     x0 = torch.full((4, 50_000), 2)
     x_t = schedule.noisy_tokens(x0, torch.tensor([0, 25, 60, 99]), torch.Generator().manual_seed(0))
     masked = (x_t == 6).float().mean(1)
@@ -288,7 +288,7 @@ def test_all_mask_loss_is_the_cross_entropy_of_the_prediction():
     x0, history = torch.randint(6, (5, 4)), torch.randint(6, (5, 8))
     with torch.no_grad():
         log_x0 = model.predict_log_x0(model.all_mask(5), torch.full((5,), 99), model.condition(history))
-        from_mask = model.predict_from_mask(model.condition(history))
+        from_mask = model.predict_log_x0(model.all_mask(1), torch.tensor([99]), model.condition(history))
         loss = model.all_mask_loss(x0, history)
     torch.testing.assert_close(from_mask, log_x0)
     torch.testing.assert_close(loss, -log_x0.gather(1, x0[:, None]).mean())

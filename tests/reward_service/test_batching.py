@@ -37,7 +37,6 @@ def run(recorder, scenario, **config):
             return await asyncio.wait_for(scenario(batcher), FOREVER_S)
         finally:
             recorder.gate.set()
-            await batcher.close()
 
     return asyncio.run(main())
 

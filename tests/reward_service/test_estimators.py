@@ -8,9 +8,9 @@ import torch
 
 from models.vqdiffusion.frozen import FrozenDenoiser
 from models.vqdiffusion.posterior import StepFactors, StepPosterior
-from models.vqdiffusion.schedule import Schedule
 from reward_service.estimators import Chain, chain_reward, chain_steps, one_forward_reward
 from reward_service.noise import GivenUniform, MostProbable, SeededNoise
+from tests.models.dense import paper_schedule, token_posterior
 from tests.reward_service.support import tiny_model
 
 
@@ -67,7 +67,7 @@ def test_exact_chain_is_a_lower_bound_that_brute_force_reproduces(model, denoise
         terms = chain.terms(history, lambda p, step: noise.choose(p, slice(0, 3), 0, step), observed)
         for kl, state, step in zip(terms.kl, terms.tokens, steps):
             t, s = torch.full((3,), step.source), torch.full((3,), step.target)
-            q = schedule.token_posterior_dense(observed, state, t, s).double()
+            q = token_posterior(schedule, observed, state, t, s).double()
             log_x0 = model.predict_log_x0(state, torch.full((3,), step.network), condition)
             p = schedule.posterior(log_x0, state, t, s).double()
             np.testing.assert_allclose(kl, (q.exp() * (q - p)).sum(1), rtol=1e-4, atol=1e-5)
@@ -127,7 +127,7 @@ def test_given_uniform_is_the_gumbel_trick():
 def test_step_posterior_equals_the_dense_one(t, s):
     """All classes, likelihoods, KL and samples, of masked tokens, codes and codes that equal x0."""
     generator = torch.Generator().manual_seed(t)
-    schedule = Schedule.alpha1(100, 12)
+    schedule = paper_schedule(100, 12)
     logits = 8 * torch.randn(40, 5, 12, generator=generator)
     probs = logits.softmax(-1)
     x_t = torch.randint(13, (40, 5), generator=generator)
@@ -154,7 +154,7 @@ def test_step_posterior_equals_the_dense_one(t, s):
 
 
 def test_samples_of_a_step_posterior_have_its_probabilities():
-    schedule = Schedule.alpha1(100, 6)
+    schedule = paper_schedule(100, 6)
     probs = torch.tensor([0.4, 0.1, 0.1, 0.2, 0.15, 0.05]).expand(1, 30000, 6)
     for x_t in (6, 2):
         posterior = StepPosterior.of(probs, torch.full((1, 30000), x_t), StepFactors.of(schedule, 60, 40))

@@ -11,7 +11,7 @@ import torch
 
 from models.checkpoints import save_checkpoint
 from models.files import read_json, write_json
-from models.relative_video.checkpoint import load_pair
+from models.relative_video.checkpoint import VideoPair, load_pair
 from models.relative_video.network import CodeReward, save_reward_network
 from models.videos import VideoSet, frames_only
 from models.vqdiffusion.checkpoint import save_video_model
@@ -95,7 +95,8 @@ def test_equal_models_give_exactly_zero(tmp_path, config):
 def test_swapped_models_give_exactly_the_opposite(pair, tmp_path, config):
     videos, seeds = [random_video(0, 7), random_video(1, 3)], [4, 5]
     one = RelativeReward(pair, config, tmp_path).raw(videos, seeds)
-    other = RelativeReward(pair.swapped(), config, tmp_path).raw(videos, seeds)
+    swapped = VideoPair(pair.base, pair.expert, pair.codec, pair.base_meta, pair.meta)
+    other = RelativeReward(swapped, config, tmp_path).raw(videos, seeds)
     for a, b in zip(one, other):
         assert np.abs(a).max() > 0.01
         np.testing.assert_array_equal(a, -b)
