@@ -197,7 +197,7 @@ def test_a_wrong_beginning_is_found_by_its_observation(tmp_path, episodes):
         (ValueError("Couldn't find any version"), "cannot be downloaded: Couldn't find any version"),
         (
             ImportError("huggingface_hub is not installed"),
-            r"needs more of Minari.*diffusion-reward-ray\[minari\]",
+            r"needs more of Minari.*pip install -e '\.\[minari\]' -c constraints\.txt",
         ),
     ],
 )
