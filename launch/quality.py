@@ -26,7 +26,16 @@ from actors.experts import BEHAVIOURS
 from launch import cli
 from launch.cli import UsageError, group_options, suggest
 from launch.paths import absolute_path
-from launch.quality_making import POLICY, Videos, collecting, measuring, require_accepted, training
+from launch.quality_making import (
+    POLICY,
+    Videos,
+    collecting,
+    frame_reward_of,
+    measuring,
+    require_accepted,
+    settings_of,
+    training,
+)
 from launch.quality_rewards import Scorer, frozen_scorer, learning_scorer, sparse_scorer
 from launch.steps import run_step
 from models.episode import Episode
@@ -81,12 +90,12 @@ def quality(config: DictConfig) -> int:
     if models == name:
         trainings, otherwise = training(config, tasks, data, checkpoints, name, frozen)
         commands += trainings
-    else:
-        commands += measuring(config, judged, data, frozen)
     require_accepted(commands)
     for folder, differences in otherwise.items():
         print(f"[quality] {folder} is used as it was trained: {'; '.join(differences)}", flush=True)
     for step, arguments in commands:
+        run_step(step, arguments)
+    for step, arguments in measuring(config, judged, data, frozen):
         run_step(step, arguments)
     out.mkdir(parents=True)
     facts = {"preset": config.preset_name, "models": models, "trained_otherwise": otherwise}
@@ -240,15 +249,11 @@ def _edited(episode: Episode, kind: str) -> Episode:
     return Episode(**{**vars(episode), "frames": frames, "episode_id": f"{episode.episode_id}/{kind}"})
 
 
-def _settings(config: DictConfig, verb: str, reward: str, task: str) -> DictConfig:
-    """Composed for an entry of `rewards`: a name, then overrides."""
-    name, *overrides = reward.split()
-    return cli.compose(verb, [f"reward={name}", f"preset={config.preset_name}", f"task={task}", *overrides])
-
-
 def _checkpoint(config: DictConfig, reward: str, checkpoints: Path, name: str) -> Path | None:
     """<checkpoints>/<kind>/<name> of a frozen reward, None of another one."""
-    pattern = _settings(config, "train", reward, config.env.task).reward.checkpoint
+    pattern = settings_of(config, "train", reward, config.env.task).reward.checkpoint
+    if pattern is not None:
+        frame_reward_of(config, reward)  # refuses values that judging would refuse
     return None if pattern is None else checkpoints / Path(pattern).parent.name / name
 
 
@@ -271,10 +276,10 @@ def _scorer(
     data: Videos,
 ) -> Scorer:
     if checkpoint is not None:
-        settings = _settings(config, "score", reward, task)
+        settings = settings_of(config, "score", reward, task)
         settings.device = config.device
         return frozen_scorer(settings, checkpoint, task)
-    settings = _settings(config, "train", reward, task)
+    settings = settings_of(config, "train", reward, task)
     if settings.bonus.name == "none":
         return sparse_scorer
     if "videos" in settings.bonus:

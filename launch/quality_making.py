@@ -15,10 +15,12 @@ from launch.cli import UsageError, build
 from launch.paths import absolute_path
 from launch.pretrain import with_choices_of_the_stage
 from launch.pretrain_stages import asked_settings
+from launch.sections import section_class
 from models.checkpoints import flatten
 from models.files import read_json
 from models.training_folder import SETTINGS_FILE, SUMMARY_FILE
-from reward_service.statistics import STATISTICS_FILE, is_complete
+from reward_service.config import FrameRewardConfig
+from reward_service.statistics import Statistics, is_complete
 
 # Videos of a policy that was trained on a learned reward, judged and among the base's where `collect.py source=run` has put some.
 POLICY = "policy"
@@ -119,21 +121,58 @@ def _require_same_view(config: DictConfig, arguments: Sequence[str], folder: Pat
             )
 
 
+def settings_of(config: DictConfig, verb: str, reward: str, task: str) -> DictConfig:
+    """A verb's settings composed for an entry of `rewards`: a name, then overrides."""
+    name, *overrides = reward.split()
+    return cli.compose(verb, [f"reward={name}", f"preset={config.preset_name}", f"task={task}", *overrides])
+
+
+def frame_reward_of(config: DictConfig, reward: str) -> FrameRewardConfig:
+    """How an entry of `rewards` that is frozen scores frames, validated.
+
+    Raises:
+        UsageError: for a value that is not allowed.
+    """
+    composed = settings_of(config, "score", reward, config.env.task)
+    cls = section_class("frame_reward", composed.reward.frozen)
+    settings: FrameRewardConfig = build(cls, composed.frame_reward, "frame_reward.")
+    return settings
+
+
 def measuring(
     config: DictConfig, tasks: Sequence[str], data: Videos, frozen: Mapping[str, Path | None]
 ) -> list[Command]:
-    """Commands for statistics of the tasks that a model has not seen, from their videos, into the model's folder."""
+    """Commands for the statistics that judging needs and a finished model's folder lacks.
+
+    A training leaves those of its stage's own reward; other rewards of the same model, such as the likelihood along a
+    chain, and tasks that the model has not seen, have none yet.
+    """
     commands: list[Command] = []
-    # Rewards of one model share its statistics; any of them has all computed.
-    rewards = {folder: reward.split()[0] for reward, folder in frozen.items() if folder is not None}
-    for folder, reward in rewards.items():
-        known = read_json(folder / STATISTICS_FILE).values()
-        for task in (task for task in tasks if any(task not in entries for entries in known)):
-            what = f"statistics of {task} for {folder}"
-            common = [f"task={task}", f"preset={config.preset_name}", f"device={config.device}"]
-            arguments = [*common, "stage=statistics", f"reward={reward}"]
-            videos = f"data=[{data.learned_by(folder.parent.name, [task])}]"
-            commands.append((what, ["pretrain", *arguments, videos, f"out={folder}"]))
+    planned: set[tuple[Path, str, str]] = set()
+    for reward, folder in frozen.items():
+        if folder is None:
+            continue
+        settings = frame_reward_of(config, reward)
+        if not settings.standardise or settings.statistics_task is not None:
+            continue  # none are looked up, or those of a task that was named
+        known = Statistics.read(folder)
+        for task in tasks:
+            if known.has(settings, task) or (folder, task, settings.signature()) in planned:
+                continue
+            planned |= {(folder, task, sibling.signature()) for sibling in settings.cheap_siblings()}
+            name, *overrides = reward.split()
+            arguments = [
+                f"task={task}",
+                f"preset={config.preset_name}",
+                f"device={config.device}",
+                "stage=statistics",
+                f"reward={name}",
+                *(key for key in overrides if key.startswith("frame_reward.")),
+                f"data=[{data.learned_by(folder.parent.name, [task])}]",
+                f"out={folder}",
+            ]
+            what = f"statistics of {task} for {folder}, {settings.signature()}"
+            commands.append((what, ["pretrain", *arguments]))
     return commands
 
 

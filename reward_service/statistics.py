@@ -64,6 +64,11 @@ class Statistics:
         path = Path(folder) / STATISTICS_FILE
         return cls(read_json(path) if path.is_file() else {}, Path(folder), fingerprint(folder))
 
+    def has(self, config: FrameRewardConfig, task: str) -> bool:
+        """Whether `lookup` finds statistics: computed, and with these weights."""
+        entry = self._entries.get(config.signature(), {}).get(task)
+        return entry is not None and entry["weights"] == self._weights
+
     def lookup(self, config: FrameRewardConfig, task: str) -> MeanStd:
         """Mean and deviation of a task's rewards, computed as `config` says.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from types import SimpleNamespace
 
@@ -13,32 +12,87 @@ from launch import pretrain_stages, quality
 from launch.cli import UsageError, compose
 from launch.pretrain_stages import asked_settings
 from models.files import write_json
+from reward_service.statistics import fingerprint
+
+
+def model_with_statistics(folder, known: dict) -> None:
+    """A finished model that cannot be loaded, with statistics of `known`: {signature: [task]}."""
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    entry = {"mean": 0.0, "std": 1.0, "weights": fingerprint(folder)}
+    write_json(folder / "statistics.json", {s: dict.fromkeys(tasks, entry) for s, tasks in known.items()})
+
+
+def commands_until_statistics(monkeypatch, *given: str) -> list[list[str]]:
+    """What `quality.py` would run up to the end of its statistics; nothing is judged."""
+    commands = []
+    monkeypatch.setattr(quality, "run_step", lambda _name, arguments: commands.append(arguments))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quality, "_judge_all", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quality.quality(compose("quality", list(given)))
+    return commands
 
 
 def test_models_of_other_tasks_get_statistics_and_no_training(tmp_path, monkeypatch):
     video = tmp_path / "checkpoints/video/metaworld7"
-    video.mkdir(parents=True)
-    (video / "summary.json").write_text("{}")
-    known = {"entropy/one_forward": {"reach": {}, "door-lock": {}}, "likelihood/one_forward": {"reach": {}}}
-    (video / "statistics.json").write_text(json.dumps(known))
-    commands = []
-
-    def run(_name, arguments):
-        commands.append(arguments)
-        if arguments[0] == "pretrain":
-            raise KeyboardInterrupt  # what comes next reads videos
-
-    monkeypatch.setattr(quality, "run_step", run)
-    given = ["task_set=metaworld_unseen8", "models_of=metaworld7", "judged=[door-lock]"]
-    folders = [f"data={tmp_path}/data", f"checkpoints={tmp_path}/checkpoints", f"out={tmp_path}/out"]
-    with pytest.raises(KeyboardInterrupt):
-        quality.quality(compose("quality", [*given, *folders, "rewards=[diffusion,diffusion_likelihood]"]))
-    collected, measured = commands[:-1], commands[-1]
+    known = {"entropy/one_forward": ["reach", "door-lock"], "likelihood/one_forward": ["reach"]}
+    model_with_statistics(video, known)
+    *collected, measured = commands_until_statistics(
+        monkeypatch,
+        *["task_set=metaworld_unseen8", "models_of=metaworld7", "judged=[door-lock]"],
+        *[f"data={tmp_path}/data", f"checkpoints={tmp_path}/checkpoints", f"out={tmp_path}/out"],
+        "rewards=[diffusion,diffusion_likelihood]",
+    )
     assert [c[:2] for c in collected] == [["collect", "task=door-lock"]] * len(BEHAVIOURS)
     assert measured[:2] == ["pretrain", "task=door-lock"]
     assert {"stage=statistics", "reward=diffusion_likelihood"} <= set(measured)
     assert measured[-2:] == [f"data=[{tmp_path}/data/door-lock/expert]", f"out={video}"]
     compose("pretrain", measured[1:])  # the verb takes them
+
+
+@pytest.mark.parametrize(
+    ("preset", "rewards", "known", "measured"),
+    [
+        # One forward pass gives both modes.
+        ("laptop", "diffusion,diffusion_likelihood", [], ["diffusion"]),
+        # A training computes the entropy along the chain; the likelihood costs as much again.
+        (
+            "paper",
+            "diffusion,diffusion_likelihood",
+            ["entropy/chain-official/skip9/samples1"],
+            ["diffusion_likelihood"],
+        ),
+        ("paper", "diffusion,sparse", ["entropy/chain-official/skip9/samples1"], []),
+        ("laptop", "diffusion,'diffusion frame_reward.standardise=false'", ["entropy/one_forward"], []),
+        (
+            "laptop",
+            "'diffusion frame_reward.estimator=chain'",
+            ["entropy/one_forward"],
+            ["diffusion frame_reward.estimator=chain"],
+        ),
+    ],
+)
+def test_statistics_that_judging_looks_up_are_computed_first(
+    tmp_path, monkeypatch, preset, rewards, known, measured
+):
+    for kind in ("codec", "video"):
+        model_with_statistics(tmp_path / kind / "reach", {s: ["reach"] for s in known})
+    commands = commands_until_statistics(
+        monkeypatch,
+        *["task=reach", f"preset={preset}", f"rewards=[{rewards}]"],
+        *[f"data={tmp_path}/data", f"checkpoints={tmp_path}", f"out={tmp_path}/out"],
+    )
+    own = [arguments for arguments in commands if "stage=statistics" in arguments]
+    found = [
+        [a.removeprefix("reward=") for a in c if a.startswith(("reward=", "frame_reward."))] for c in own
+    ]
+    assert [" ".join(given) for given in found] == measured
+    for arguments in own:
+        compose("pretrain", arguments[1:])
 
 
 def test_models_that_are_not_there_are_named_before_anything_is_collected(tmp_path):
@@ -73,6 +127,7 @@ def test_videos_of_another_view_are_refused_and_missing_ones_are_of_the_one_aske
     [
         ("expert_overrides=['video_training.hold_frame=101']", "unknown key 'video_training.hold_frame'"),
         ("base_overrides=['video.history=last']", "video: "),
+        ("rewards=['relative frame_reward.masks=some']", "frame_reward: masks"),
         ("env.render.camera=close", "the view of the videos is camera="),
         ("other_episodes=1", "other_episodes is 1, expected at least 2"),
     ],
