@@ -15,7 +15,7 @@ from models.relative_video.config import RewardNetworkConfig
 from models.videos import read_videos
 from reward_service.relative_reward import RelativeRewardConfig
 from tests.launch.conftest import TINY, run_verb
-from tests.models.test_video_training import video_set
+from tests.models.toy_videos import video_set
 
 
 @pytest.mark.parametrize("preset", group_options("preset"))

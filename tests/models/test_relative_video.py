@@ -31,7 +31,7 @@ from models.video_windows import TokenWindows
 from models.vqdiffusion import VQDiffusion
 from models.vqdiffusion.checkpoint import save_video_model
 from models.vqgan import VQGAN, save_codec
-from tests.models.test_video_training import CODEC, MODEL, TRAINING, video_set
+from tests.models.toy_videos import CODEC, MODEL, TRAINING, Killed, video_set
 
 ALL_MASK = replace(TRAINING, all_mask_fraction=1.0)
 
@@ -127,13 +127,6 @@ def test_a_mask_has_its_share_of_tokens_and_never_none():
 
 
 @pytest.fixture()
-def codec_folder(tmp_path):
-    torch.manual_seed(0)
-    save_codec(tmp_path / "codec", VQGAN(CODEC), {"note": "toy"})
-    return tmp_path / "codec"
-
-
-@pytest.fixture()
 def base(tmp_path, codec_folder):
     train_video_model(ALL_MASK, MODEL, [video_set(tmp_path, mode="random")], codec_folder, tmp_path / "base")
     return tmp_path / "base"
@@ -157,9 +150,6 @@ def test_a_training_starts_from_the_weights_it_is_given(tmp_path, codec_folder, 
 
 
 def test_a_resumed_training_must_start_from_the_same_weights(tmp_path, codec_folder, base):
-    class Killed(Exception):
-        pass
-
     def kill(step, total, metrics):
         if step == 8 and metrics["phase"] == "validation":
             raise Killed
@@ -314,9 +304,6 @@ def test_a_network_of_equal_models_stays_exactly_zero(tmp_path):
 
 
 def test_a_killed_network_training_goes_on_exactly_and_a_finished_one_is_left_alone(tmp_path):
-    class Killed(Exception):
-        pass
-
     def kill(step, total, metrics):
         if step == 3 and metrics["phase"] == "validation":
             raise Killed

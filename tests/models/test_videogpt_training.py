@@ -6,21 +6,16 @@ import json
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 import models.videogpt_training as videogpt_training
-from models.episode import Episode
 from models.videogpt import VideoGPTConfig
 from models.videogpt.checkpoint import load_videogpt
 from models.videogpt_training import VideoGPTTrainingConfig, train_videogpt
-from models.videos import RenderSettings, VideoSet
-from models.vqgan import VQGAN, VQGANConfig, save_codec
+from models.videos import RenderSettings
+from tests.models.toy_videos import CODEC, RENDER, Killed, metric_lines, video_set
 
-CODEC = VQGANConfig(
-    architecture="compact", resolution_px=16, latent_size=4, latent_dim=4, num_codes=8, channels=(8, 8)
-)
 MODEL = VideoGPTConfig(num_codes=8, latent_size=4, latent_dim=4, num_layers=1, width=16, num_heads=2)
 TRAINING = VideoGPTTrainingConfig(
     train_steps=12,
@@ -32,51 +27,6 @@ TRAINING = VideoGPTTrainingConfig(
     validation_windows=32,
     save_every_steps=4,
 )
-RENDER = RenderSettings(height_px=16, width_px=16)
-
-
-def moving_bar(start: int, frames: int = 10) -> np.ndarray:
-    picture = np.zeros((frames, 16, 16, 3), np.uint8)
-    for t in range(frames):
-        picture[t, :, (start + t) % 16] = 255
-    return picture
-
-
-def episode(number: int) -> Episode:
-    frames = moving_bar(number)
-    steps = len(frames) - 1
-    zeros = np.zeros(steps, np.float32)
-    return Episode(
-        f"e{number}", "bar", frames, np.zeros((steps, 2), np.float32), zeros, zeros + 1, zeros.astype(bool)
-    )
-
-
-def video_set(tmp_path, task="bar", **changes) -> VideoSet:
-    episodes = tuple(episode(n) for n in range(5))
-    records = tuple({"split": "validation" if n == 4 else "train"} for n in range(5))
-    values = {"domain": "toy", "mode": "expert", "render": RENDER, "action_repeat": 2, **changes}
-    return VideoSet(folder=tmp_path / task, task=task, episodes=episodes, records=records, **values)
-
-
-@pytest.fixture()
-def codec_folder(tmp_path):
-    torch.manual_seed(0)
-    save_codec(tmp_path / "codec", VQGAN(CODEC), {"note": "toy"})
-    return tmp_path / "codec"
-
-
-@pytest.fixture()
-def videos(tmp_path):
-    return [video_set(tmp_path)]
-
-
-def metric_lines(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "wall_s"} for line in lines]
-
-
-class Killed(Exception):
-    """Stands for a kill in the middle of training."""
 
 
 @pytest.mark.parametrize(
@@ -170,42 +120,6 @@ def test_what_does_not_fit_is_refused(tmp_path, codec_folder, videos):
     with pytest.raises(ValueError, match="action_repeat=3"):
         train_videogpt(TRAINING, MODEL, both, codec_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_finished_and_foreign_folders_are_left_alone(tmp_path, codec_folder, videos):
-    train_videogpt(TRAINING, MODEL, videos, codec_folder, tmp_path / "out")
-    with pytest.raises(FileExistsError, match="finished VideoGPT"):
-        train_videogpt(TRAINING, MODEL, videos, codec_folder, tmp_path / "out")
-    (tmp_path / "out" / "summary.json").unlink()
-    with pytest.raises(ValueError, match=r"training\.learning_rate: 0\.003 there, 0\.1 asked for"):
-        train_videogpt(replace(TRAINING, learning_rate=0.1), MODEL, videos, codec_folder, tmp_path / "out")
-    with pytest.raises(FileExistsError, match="unfinished"):
-        train_videogpt(TRAINING, MODEL, videos, codec_folder, tmp_path / "out", resume=False)
-    with pytest.raises(FileExistsError, match="no VideoGPT training"):
-        train_videogpt(TRAINING, MODEL, videos, codec_folder, codec_folder)
-
-
-def test_an_unfinished_training_goes_on_with_its_own_codec_only(tmp_path, codec_folder, videos):
-    def kill_at_the_first_state(step, total, metrics):
-        if step == 8:
-            raise Killed
-
-    out = tmp_path / "out"
-    with pytest.raises(Killed):
-        train_videogpt(TRAINING, MODEL, videos, codec_folder, out, progress=kill_at_the_first_state)
-    save_codec(tmp_path / "other", VQGAN(CODEC))
-    with pytest.raises(ValueError, match=r"codec\.weights: '[0-9a-f]{8}' there, '[0-9a-f]{8}' asked for"):
-        train_videogpt(TRAINING, MODEL, videos, tmp_path / "other", out)
-    settings = json.loads((out / "training.json").read_text())
-    del settings["codec"]  # as folders were before the codec was remembered
-    (out / "training.json").write_text(json.dumps(settings))
-    assert train_videogpt(TRAINING, MODEL, videos, codec_folder, out)["steps"] == 12
-
-
-def test_a_diverged_training_stops_with_an_error(tmp_path, codec_folder, videos):
-    config = replace(TRAINING, learning_rate=1e30, warmup_steps=0, train_steps=40)
-    with pytest.raises(FloatingPointError, match="learning_rate below 1e\\+30"):
-        train_videogpt(config, MODEL, videos, codec_folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
