@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: help setup demo test lint format bench-smoke clean-setup
 help:
 	@echo "make setup   virtual environment with pinned dependencies, project installed, software GL checked"
-	@echo "make demo    the main job on this machine: videos -> reward -> policy, about 12 minutes on 2 cores"
+	@echo "make demo    the main job on this machine: videos -> reward -> policy, 12 to 22 minutes on 2 cores"
 	@echo "make test    the whole test suite"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench-smoke   every part beside its peers, minutes; fails under 80 % of the recorded ratios"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # Run as a script: import from the project root, not from launch/.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -28,6 +28,9 @@ from launch.run_folder import RunFolder, continued
 from launch.settings import TrainSettings, train_settings
 from launch.storage import StoredRun
 from launch.stores import is_url, run_name, run_url
+
+if TYPE_CHECKING:
+    from launch.uploads import Uploads
 
 
 def main() -> None:
@@ -183,9 +186,7 @@ def train(
     from launch.metrics import MetricsLog
     from launch.placement import require_resources
     from launch.ray_metrics import RayMetrics, endpoint
-    from launch.replay_copies import ReplayCopies
     from launch.system import build_system, start_ray
-    from launch.uploads import Uploads
 
     view = TrainingView(
         f"{settings.env.task}  reward={settings.reward.name}  {folder.path}", settings.console
@@ -204,10 +205,7 @@ def train(
         tags = {"run": folder.path.name, "task": settings.env.task, "reward": settings.reward.name}
         log = MetricsLog(folder.path, wall_offset_s, sink=RayMetrics(tags))
         try:
-            uploads = None
-            if store is not None:
-                replay = ReplayCopies(store, folder, system.shards) if settings.storage_replay else None
-                uploads = Uploads(store, folder, settings.keep_checkpoints, replay)
+            uploads = None if store is None else _uploads(settings, folder, store, system.shards)
             outcome = Coordinator(settings, system, folder, log, view, stop, uploads).run()
         finally:
             log.close()
@@ -220,6 +218,15 @@ def train(
         view.close()
         ray.shutdown()
     return 0
+
+
+def _uploads(settings: TrainSettings, folder: RunFolder, store: StoredRun, shards: Sequence[Any]) -> Uploads:
+    """What copies the checkpoints, and the replay where that is wanted, into the store."""
+    from launch.replay_copies import ReplayCopies
+    from launch.uploads import Uploads
+
+    replay = ReplayCopies(store, folder, shards) if settings.storage_replay else None
+    return Uploads(store, folder, settings.keep_checkpoints, replay)
 
 
 if __name__ == "__main__":
