@@ -101,15 +101,25 @@ def measure_success(
 def _run(env: Any, seed: int, policy: Policy) -> Iterator[tuple[np.ndarray, bool]]:
     """Yields (state before the action, success after it) for each agent step of one episode."""
     env.reset_state(seed)
-    # An expert with a memory forgets the last episode.
-    reset = getattr(policy, "reset", None)
-    if callable(reset):
-        reset()
+    _forget(policy)
     truncated = False
     while not truncated:
         state = env.state
         _, truncated, info = env.advance(policy(state))
         yield state, info["success"]
+
+
+def _forget(policy: Policy) -> None:
+    """Tells a policy with a memory that an episode begins."""
+    reset = getattr(policy, "reset", None)
+    if callable(reset):
+        reset()
+
+
+def _answers(reference: Policy, states: list[np.ndarray]) -> list[np.ndarray]:
+    """What a reference does in the states of one episode; one with a memory meets them in their order."""
+    _forget(reference)
+    return [reference(state) for state in states]
 
 
 def imitate(
@@ -123,7 +133,7 @@ def imitate(
 
     Args:
         env_config: Task, action repeat and time limit; nothing is drawn.
-        reference: State (S,) -> action (A,) in [-1, 1].
+        reference: State (S,) -> action (A,) in [-1, 1]. If it has a method `reset()`, that is called before each episode.
         config: How.
         seed: Base of the scene seeds, of the noise and of the network, 0 to 2**24 - 1.
         on_progress: Called with ("round 1 episodes" | "round 1 training", done, asked for, numbers).
@@ -135,16 +145,20 @@ def imitate(
     env = make_env(env_config)
     rng = np.random.default_rng([seed, 1])
     states: list[np.ndarray] = []
+    answers: list[np.ndarray] = []
     student: FilePolicy | None = None
     for number in range(config.rounds):
         for i in range(config.episodes):
             episode_seed = indexed_seed("video", seed, number * config.episodes + i)
             stddev = config.noise_stddev if i % 2 else 0.0
-            policy = _with_noise(student or reference, stddev, rng)
-            states += [state for state, _ in _run(env, episode_seed, policy)]
+            actor = student or reference
+            _forget(actor)  # Under its noise `_run` does not see a memory.
+            met = [state for state, _ in _run(env, episode_seed, _with_noise(actor, stddev, rng))]
+            states += met
+            answers += _answers(reference, met)
             report(f"round {number + 1} episodes", i + 1, config.episodes, {"states": float(len(states))})
         inputs = np.stack(states)
-        labels = np.stack([reference(state) for state in states])
+        labels = np.stack(answers)
         steps = config.train_steps * (3 if number == config.rounds - 1 else 1)
         student = _clone(
             inputs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from actors import imitation
 from actors.envs.registry import EnvConfig
 from actors.experts import ScriptedExpert
 from actors.imitation import ImitationConfig, imitate, measure_success
@@ -39,6 +40,53 @@ def test_the_student_does_what_the_reference_does():
     assert np.sqrt(np.square(errors).mean()) < 0.15
     # log_std is how far it is from the reference on the data.
     assert np.exp(student.arrays["log_std"]).mean() < 0.1
+
+
+class Once:
+    """A reference that moves in the first half of an episode only, as it counts; it must be told of a new one."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def reset(self) -> None:
+        self.steps = 0
+
+    def __call__(self, state):
+        self.steps += 1
+        return np.full(24, 0.5 if self.steps <= 5 else -0.5, np.float32)
+
+
+def test_a_reference_with_a_memory_begins_anew_with_each_episode(monkeypatch):
+    trained_on = []
+
+    def clone(states, actions, *rest):
+        trained_on.append(actions[:, 0])
+        return lambda state: np.zeros(24, np.float32)
+
+    monkeypatch.setattr(imitation, "_clone", clone)
+    imitate(SHORT, Once(), ImitationConfig(episodes=2, rounds=2, noise_stddev=0.0), 0)
+    episode = [0.5] * 5 + [-0.5] * 5
+    np.testing.assert_array_equal(trained_on[0], episode * 2)
+    np.testing.assert_array_equal(trained_on[1], episode * 4)
+
+
+def test_a_reference_with_a_memory_acts_from_the_beginning_of_each_episode(monkeypatch):
+    acted = []
+    with_noise = imitation._with_noise
+
+    def recorded(policy, *noise):
+        act = with_noise(policy, *noise)
+
+        def acting(state):
+            acted.append(float(act(state)[0]))
+            return np.full(24, acted[-1], np.float32)
+
+        return acting
+
+    monkeypatch.setattr(imitation, "_with_noise", recorded)
+    quick = ImitationConfig(episodes=2, rounds=1, noise_stddev=0.0, train_steps=1, hidden_size=4)
+    imitate(SHORT, Once(), quick, 0)
+    assert acted == ([0.5] * 5 + [-0.5] * 5) * 2
 
 
 def test_the_same_seed_gives_the_same_student():
