@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,8 @@ def load_policy_file(path: str | Path) -> FilePolicy:
             raise ValueError("it holds one lone array")
         with loaded:
             arrays = {key: loaded[key] for key in loaded.files}
-    # A damaged archive fails in zipfile, objects and text in numpy.
-    except (ValueError, BadZipFile, EOFError) as error:
+    # A damaged archive fails in zipfile or, if it is compressed, in zlib, objects and text in numpy.
+    except (ValueError, BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
         raise ValueError(f"{path} is no npz file of plain arrays: {error}") from error
     return FilePolicy(arrays, str(path))
 

@@ -109,7 +109,12 @@ def test_pickles_text_and_damaged_files_are_refused(tmp_path):
     np.save(tmp_path / "lone.npy", np.zeros(3))
     save_policy_file(tmp_path / "whole.npz", random_policy())
     (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:900])
-    for name in ("objects.npz", "text.npz", "lone.npy", "half.npz"):
+    np.savez_compressed(tmp_path / "compressed.npz", **random_policy())
+    damaged = bytearray((tmp_path / "compressed.npz").read_bytes())
+    start = damaged.index(b"w0.npy") + len("w0.npy")
+    damaged[start : start + 200] = b"\xff" * 200
+    (tmp_path / "compressed.npz").write_bytes(damaged)
+    for name in ("objects.npz", "text.npz", "lone.npy", "half.npz", "compressed.npz"):
         with pytest.raises(ValueError, match=f"{name} is no npz file of plain arrays"):
             load_policy_file(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
