@@ -28,7 +28,13 @@ from omegaconf import DictConfig, ListConfig
 from actors.envs.registry import task_set
 from launch import cli
 from launch.cli import UsageError, suggest
-from launch.official_dataset import OFFICIAL_DOMAINS, is_official, official_task_names, read_official
+from launch.official_dataset import (
+    OFFICIAL_DOMAINS,
+    is_official,
+    is_upside_down,
+    official_task_names,
+    read_official,
+)
 from launch.paths import absolute_path
 from models import official
 from models.official import OfficialFile
@@ -222,7 +228,7 @@ def _codec_of(config: DictConfig, file: OfficialFile) -> VQGAN:
 
 def _build_codec(config: DictConfig, file: OfficialFile) -> VQGAN:
     given = config.upside_down
-    upside_down = OFFICIAL_DOMAINS[config.domain].upside_down if given is None else bool(given)
+    upside_down = is_upside_down(given, config.domain)
     why = "default of the domain" if given is None else "as given"
     print(
         f"[convert] weights know {'upside-down' if upside_down else 'upright'} pictures ({why}, upside_down=)"

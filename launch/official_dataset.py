@@ -42,6 +42,17 @@ OFFICIAL_DOMAINS = {
 }
 
 
+def is_upside_down(given: bool | None, domain: str) -> bool:
+    """Whether the pictures of a domain are upside down on disk: as given, or the domain's default.
+
+    Raises:
+        UsageError: if something else than true, false or null is given; a word such as "no" would count as true.
+    """
+    if given is not None and not isinstance(given, bool):
+        raise UsageError(f"upside_down is {given!r}, expected true, false, or null for the domain's default")
+    return OFFICIAL_DOMAINS[domain].upside_down if given is None else given
+
+
 def official_task_names(domain: str) -> dict[str, str]:
     """Official name -> our name of every task of a domain; our own names are among the official ones.
 
@@ -144,7 +155,7 @@ def _name(folder: Path) -> tuple[str, str]:
 
 def _read_task(folder: Path, domain: str, task: str, upside_down: bool | None) -> VideoSet:
     facts = OFFICIAL_DOMAINS[domain]
-    flipped = facts.upside_down if upside_down is None else upside_down
+    flipped = is_upside_down(upside_down, domain)
     episodes: list[Episode] = []
     records = []
     for split, path in _episode_folders(folder):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from actors.envs.registry import DOMAINS
+from launch import convert
 from launch.cli import UsageError
 from launch.official_dataset import is_official, official_task_names, read_official, read_one
 from launch.pretrain_stages import read_all
@@ -86,6 +88,14 @@ def test_both_orientations_come_out_upright(root, capsys):
     (as_is,) = read_official(root / "adroit", upside_down=False)
     np.testing.assert_array_equal(as_is.episodes[0].frames, upright[:, ::-1])
     assert "upright on disk (as given)" in capsys.readouterr().out
+
+
+def test_a_word_is_no_orientation(root):
+    with pytest.raises(UsageError, match="upside_down is 'no', expected true, false, or null"):
+        read_official(root / "adroit", upside_down="no")
+    weights = SimpleNamespace(upside_down="no", domain="metaworld")
+    with pytest.raises(UsageError, match="upside_down is 'no'"):
+        convert._build_codec(weights, None)
 
 
 def test_domain_follows_from_the_task_where_the_folder_does_not_say(root, tmp_path):
