@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
+from launch.blocks import block_number
 from launch.cli import UsageError, build
 from launch.paths import absolute_path
 from launch.run_folder import RunFolder
@@ -129,5 +130,10 @@ def newest_episodes(
                 found += store.episodes(int(number), 1)  # whole, however long
         finally:
             store.close()
-    # Ids of blocks grow in the order in which they were rolled out.
-    return sorted(found, key=lambda episode: episode.episode_id)[-most:]
+    # Blocks are numbered in the order in which they were rolled out, and so are the episodes of each.
+    return sorted(found, key=lambda episode: _numbers(episode.episode_id))[-most:]
+
+
+def _numbers(episode_id: str) -> tuple[int, int]:
+    """Block and place in it: as words, "b0000012-10" would come before "b0000012-9"."""
+    return block_number(episode_id), int(episode_id.rpartition("-")[2])

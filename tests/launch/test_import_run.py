@@ -18,12 +18,12 @@ from models.videos import read_videos
 SHARDS = 2
 
 
-def episode(number: int, success: bool) -> Episode:
+def episode(number: int, success: bool, place: int = 0) -> Episode:
     steps = 3
     frames = np.full((steps + 1, 64, 64, 3), number, np.uint8)
     zeros = np.zeros(steps, np.float32)
     return Episode(
-        f"b{number:07d}-0",
+        f"b{number:07d}-{place}",
         "reach",
         frames,
         np.zeros((steps, 4), np.float32),
@@ -78,6 +78,21 @@ def test_episodes_with_a_success_can_be_left_out(run, tmp_path, capsys):
     assert take(f"path={run.path}", "behaviour=policy", "episodes=2", "only_failures=true", f"out={out}") == 0
     assert "2 policy videos of reach, 0 of them a success" in capsys.readouterr().out
     assert [int(e.frames[0, 0, 0, 0]) for e in read_videos(out).episodes] == [2, 3]
+
+
+def test_the_tenth_episode_of_a_block_is_newer_than_the_ninth(run, tmp_path, capsys):
+    store = EpisodeStore(run.path / "replay/shard_0", train_settings(run.config()).replay_config, 64, 4)
+    for place in range(12):
+        assert store.insert(episode(7, success=False, place=place))
+    store.close()
+    take(f"path={run.path}", "behaviour=policy", "episodes=3", f"out={tmp_path}/policy")
+    assert "(b0000007-9 to b0000007-11 of" in capsys.readouterr().out
+
+
+def test_an_experts_folder_is_no_run(tmp_path):
+    folder = RunFolder.create(tmp_path / "expert", compose("train_expert", ["task=reach"]))
+    with pytest.raises(UsageError, match=r"it is none of train\.py"):
+        take(f"path={folder.path}", "behaviour=policy", f"out={tmp_path}/policy")
 
 
 def test_what_cannot_be_meant_is_refused(run, tmp_path):
