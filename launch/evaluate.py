@@ -37,9 +37,12 @@ def evaluate_run(config: DictConfig) -> int:
     Raises:
         UsageError: if the run or its checkpoint is missing, the output folder exists, or a number is bad.
     """
-    if config.episodes < 1 or not 0 <= config.videos <= config.episodes:
+    numbers = (config.episodes, config.videos, 0 if config.seed is None else config.seed)
+    are_whole = all(type(number) is int for number in numbers)
+    if not are_whole or config.episodes < 1 or not 0 <= config.videos <= config.episodes:
         raise UsageError(
-            f"got episodes={config.episodes} videos={config.videos}; expected episodes >= 1 and 0 <= videos <= episodes"
+            f"got episodes={config.episodes} videos={config.videos} seed={config.seed}; expected whole numbers, episodes >= 1 "
+            "and 0 <= videos <= episodes"
         )
     folder = RunFolder.open(absolute_path(str(config.run), "run"))
     settings = train_settings(folder.config())

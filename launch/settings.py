@@ -299,6 +299,12 @@ def train_settings(config: Mapping[str, Any]) -> TrainSettings:
     Raises:
         UsageError: naming the key, the value and what is allowed.
     """
+    absent = [section for section in ("reward", "frame_reward", "bonus") if section not in config]
+    if absent:
+        raise UsageError(
+            f"the configuration has no section {', '.join(absent)}: it is none of train.py; give the folder of one of its "
+            "runs"
+        )
     values = {key: config[key] for key in SETTINGS_KEYS if key in config}
     for section, choice in (("frame_reward", config["reward"]["frozen"]), ("bonus", config["bonus"]["name"])):
         try:

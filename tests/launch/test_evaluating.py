@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ray.exceptions import ObjectReconstructionFailedError
 
 from launch import coordinator, evaluate, evaluating
-from launch.cli import compose
+from launch.cli import UsageError, compose
 from launch.coordinator import Coordinator
 from launch.evaluating import EvaluationResult, EvaluationRun
 from launch.run_folder import ReplayStart, RunFolder
@@ -170,3 +170,17 @@ def test_a_run_that_still_trains_may_delete_the_checkpoint_that_is_evaluated(mon
     assert evaluate.evaluate_run(OmegaConf.create(command)) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert {key: summary[key] for key in counters} == counters and summary["seed"] == 1_000_000
+
+
+@pytest.mark.parametrize("given", [{"videos": 1.5}, {"episodes": 2.5}, {"seed": "first"}])
+def test_numbers_are_refused_before_the_rollouts(tmp_path, given):
+    command = {"run": str(tmp_path), "episodes": 2, "videos": 1, "seed": None, "out": None, **given}
+    with pytest.raises(UsageError, match=f"{next(iter(given))}={next(iter(given.values()))}.*whole numbers"):
+        evaluate.evaluate_run(OmegaConf.create(command))
+
+
+def test_the_folder_of_an_expert_is_no_run(tmp_path):
+    folder = RunFolder.create(tmp_path / "expert", compose("train_expert", ["task=reach"]))
+    command = {"run": str(folder.path), "episodes": 2, "videos": 0, "seed": None, "out": None}
+    with pytest.raises(UsageError, match=r"no section reward, .*: it is none of train\.py"):
+        evaluate.evaluate_run(OmegaConf.create(command))
