@@ -28,6 +28,7 @@ from actors.envs.pointmaze import MAZE_TASKS, PREFIX, PointMazeConfig, require_g
 from actors.maze_planner import MODES, Block, PlannerConfig, collect_block
 from launch import cli
 from launch.cli import UsageError, build, suggest
+from launch.interrupts import end_with_parent
 from launch.paths import absolute_path
 from launch.progress import Progress
 from models.trajectories import TrajectoryWriter
@@ -224,7 +225,7 @@ def _in_this_process(settings: MazeDataSettings, shares: list[int]) -> Iterator[
 
 def _in_a_pool(settings: MazeDataSettings, shares: list[int], workers: int) -> Iterator[Block]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         futures = deque(pool.submit(_block, settings, share, number) for number, share in enumerate(shares))
         try:
             while futures:

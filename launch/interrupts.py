@@ -1,8 +1,11 @@
-"""Ctrl-C and SIGTERM ask for a clean stop; a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM ask for a clean stop; a second Ctrl-C stops at once; workers end with who started them."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from types import FrameType
 
 
@@ -21,3 +24,18 @@ class StopFlag:
 
     def __bool__(self) -> bool:
         return self.reason is not None
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone; `initializer` of a `ProcessPoolExecutor`.
+
+    Where that one is killed, its workers would finish what they were given, and then wait for more for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
