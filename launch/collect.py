@@ -30,6 +30,7 @@ from omegaconf import DictConfig
 from actors.envs.registry import EnvConfig, task_set
 from launch import cli, collect_trajectories, locomotion_data
 from launch.cli import UsageError, build, suggest
+from launch.interrupts import end_with_parent
 from launch.paths import absolute_path
 from launch.progress import Progress
 from models.episode import Episode
@@ -202,7 +203,9 @@ def _collect_set(config: DictConfig) -> int:
         if (out / "index.json").exists():
             print(f"[collect] {out} is there already")
             continue
-        code = collect(cli.compose("collect", [*given, f"task={task}", f"out={out}"]))
+        config_of_task = cli.compose("collect", [*given, f"task={task}"])
+        config_of_task.out = str(out)  # Not as an override, whose syntax has no "(", "," or "ü" in a path.
+        code = collect(config_of_task)
         if code:
             return code
     return 0
@@ -228,7 +231,7 @@ def collect_all(settings: CollectSettings, seeds: list[int]) -> Iterator[Episode
     workers = min(settings.workers or os.cpu_count() or 1, streams)
     progress = Progress("collect", "videos")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         futures = [pool.submit(_collect_stream, settings, share, i) for i, share in enumerate(shares)]
         try:
             _show_progress(futures, shares, progress)
