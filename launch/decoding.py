@@ -259,7 +259,7 @@ def _load_image(path: Path, sizes: set[tuple[int, int]]) -> Image.Image:
             if file.mode.startswith(("I", "F")):
                 raise ValueError(f"{path.name} has {file.mode} pixels; save it with 8 bits per channel")
             upright = ImageOps.exif_transpose(file).convert("RGBA")
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files.
         raise ValueError(f"{path.name} is not a readable picture ({error})") from error
     sizes.add(upright.size)
     if len(sizes) > 1:

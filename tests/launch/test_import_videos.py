@@ -195,6 +195,19 @@ def test_image_sequences_are_in_the_order_of_their_numbers(tmp_path):
     assert len(decode(source, FrameChoice(fps=6), Cut())) == 6
 
 
+def test_a_damaged_picture_of_a_sequence_is_named_with_its_video(tmp_path):
+    folder = sequence(tmp_path / "in" / "seq")
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "5.png")
+    data = bytearray((folder / "5.png").read_bytes())
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)  # The first holds a part of the picture.
+    data[second : second + 2] = b"\x01\xff"
+    (folder / "5.png").write_bytes(data)
+    given = [f"path={tmp_path}/in", "name=mine", "validation_every=0", "source_fps=10"]
+    with pytest.raises(cli.UsageError, match=r"seq: 5\.png is not a readable picture \(broken PNG file"):
+        collect(*given, f"out={tmp_path}/out")
+
+
 def test_folders_give_episodes_and_splits(tmp_path):
     for name in ("train/10.mp4", "train/2.mp4", "test/a.webm"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
