@@ -139,14 +139,17 @@ def _first_state(task: str) -> np.ndarray:
 
 
 def _load_checkpoint(path: Path, trust: bool, load: Callable[[Path], Policy] | None) -> Policy:
+    if load is None:
+        raise ValueError(
+            f"expert {str(path)!r} is a folder without {EXPERT_FILE}, and RLlib checkpoints can not be read here; give a "
+            "policy file (.npz), a Stable-Baselines3 file (.zip), a folder of train_expert.py, or 'module:function'"
+        )
     if not trust:
         raise ValueError(
             f"expert {str(path)!r} is a folder without {EXPERT_FILE}, so it would be read as an RLlib checkpoint. "
             "That unpickles files, which runs whatever code they contain. If you trust where it comes from, give "
             "trust_expert=true; a policy file (.npz) needs no trust"
         )
-    if load is None:
-        raise ValueError(f"expert {str(path)!r} is an RLlib checkpoint, which can not be read here")
     return load(path)
 
 

@@ -64,7 +64,7 @@ def run(config: DictConfig) -> int:
     """Trains, writes and measures a student; 1 if it falls short of `required_share`.
 
     Raises:
-        UsageError: if a setting is bad or the file exists.
+        UsageError: if a setting is bad, or the file exists or is not called .npz.
         ValueError: if the reference does not fit the task.
     """
     names = ("env", "imitation", "reference", "eval_episodes", "required_share", "seed")
@@ -73,6 +73,8 @@ def run(config: DictConfig) -> int:
     reference = load_expert(settings.reference, settings.env.task)
     default = f"checkpoints/experts/{settings.env.task}.npz"
     out = absolute_path(config.out if config.out is not None else default, "out")
+    if out.suffix != ".npz":
+        raise UsageError(f"out={config.out} must end in .npz: that is how expert= knows a policy file")
     if out.exists():
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another file with out=...")
 

@@ -51,6 +51,8 @@ def test_a_student_that_falls_short_ends_with_an_error(tmp_path, capsys):
         ([f"reference={REFERENCE}", "eval_episodes=0"], "eval_episodes must be at least 1"),
         ([f"reference={REFERENCE}", "imitation.rounds=0"], "rounds is 0"),
         ([f"reference={REFERENCE}", "task=adroit-door"], "does not fit task 'adroit-door'"),
+        ([f"reference={REFERENCE}", "out=experts/pen"], "out=experts/pen must end in .npz"),
+        ([f"reference={EXPERT_POLICIES}"], "RLlib checkpoints can not be read here; give a policy file"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(tmp_path, overrides, message):
