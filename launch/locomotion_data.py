@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from actors.envs.locomotion import LOCOMOTION_TASKS, LocomotionConfig
 from actors.policy_file import FilePolicy, load_policy_file
-from actors.seeding import indexed_seed
+from actors.seeding import INDEX_BITS, indexed_seed
 from actors.state_rollouts import StateEpisode, noisy, returns, roll_out, uniform
 from launch import cli
 from launch.cli import UsageError, build, suggest
@@ -102,7 +102,7 @@ class LocomotionDataSettings:
     Attributes:
         task: "halfcheetah", "hopper" or "walker2d".
         mode: "base" or "expert".
-        seed: Of networks and initial states, 0 or more.
+        seed: Of networks and initial states, at least 0 and below 2^24 - 1000.
         address: Ray address, or None for RAY_ADDRESS, else a local Ray.
         data: Sizes.
     """
@@ -116,8 +116,9 @@ class LocomotionDataSettings:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"unknown mode {self.mode!r}; {suggest(self.mode, MODES)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        most = 2**INDEX_BITS - REFERENCE_SEED_OFFSET
+        if not 0 <= self.seed < most:
+            raise ValueError(f"seed must be in [0, {most}), got {self.seed}")
 
     @property
     def env(self) -> LocomotionConfig:

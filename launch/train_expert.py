@@ -50,7 +50,7 @@ class TrainExpertSettings:
     Attributes:
         env: Task, action repeat and time limit; nothing is drawn.
         sac: Hyperparameters.
-        seed: Of networks and scenes.
+        seed: Of networks and scenes, at least 0 and below 2^24.
         total_agent_steps: Budget, at least 1.
         eval_every_agent_steps: Agent steps between evaluations of the mean action, at least 1.
         eval_episodes: Episodes of one evaluation, at least 1.
@@ -77,6 +77,9 @@ class TrainExpertSettings:
             raise ValueError(f"num_env_runners must not be negative, got {self.num_env_runners}")
         if self.checkpoint_every_s < 0:
             raise ValueError(f"checkpoint_every_s must not be negative, got {self.checkpoint_every_s}")
+        indexed_seed(
+            "evaluation", self.seed, self.eval_episodes - 1
+        )  # or the first evaluation would refuse it
 
 
 def main() -> None:
@@ -103,7 +106,12 @@ def run(config: DictConfig) -> int:
     settings = build(TrainExpertSettings, {name: config[name] for name in names})
     make_env(settings.env).close()  # refuses a bad environment before Ray starts
     folder, wall_offset_s = _run_folder(config, settings)
-    train_on_ray(ExpertTraining, settings, folder, wall_offset_s)
+    try:
+        train_on_ray(ExpertTraining, settings, folder, wall_offset_s)
+    except BaseException:
+        if config.resume is None:
+            folder.discard_if_unused()
+        raise
     return 0
 
 

@@ -121,6 +121,8 @@ def test_which_tasks_and_bad_settings():
     assert is_locomotion(["task=door-close", "task=hopper"]) and not is_locomotion(["task=door-close"])
     with pytest.raises(UsageError, match="unknown mode 'random'"):
         data_settings(compose("collect_locomotion", ["mode=random"]))
+    with pytest.raises(UsageError, match=r"seed must be in \[0, 16776216\), got 16777000"):
+        data_settings(compose("collect_locomotion", ["seed=16777000"]))
     with pytest.raises(UsageError, match="return_share must be in"):
         data_settings(compose("collect_locomotion", ["locomotion_data.return_share=0"]))
     with pytest.raises(UsageError, match="capacity_transitions=50 is less than total_agent_steps"):

@@ -208,6 +208,8 @@ def check_videos(out, tmp_path) -> None:
         (["sac.learning_rate=0"], "learning_rate must be above 0"),
         (["total_agent_steps=0"], "total_agent_steps must be at least 1, got 0"),
         (["num_env_runners=-1"], "num_env_runners must not be negative"),
+        (["seed=20260101"], "seed is 20260101, expected 0 to 16777215"),
+        (["seed=-1"], "seed is -1"),
         (["resume={tmp}"], "not a run folder"),
         (["out={tmp}"], "already exists"),
     ],
@@ -216,6 +218,25 @@ def test_bad_input_is_refused_before_ray_starts(tmp_path, overrides, message):
     (tmp_path / "something").touch()
     with pytest.raises(UsageError, match=message):
         run(compose("train_expert", [o.format(tmp=tmp_path) for o in overrides]))
+
+
+def test_a_training_that_never_began_leaves_its_folder_free(tmp_path, monkeypatch):
+    def refused(*_):
+        raise UsageError("num_env_runners=64 asks for as many CPUs")
+
+    monkeypatch.setattr(train_expert, "train_on_ray", refused)
+    given = ["task=reach", f"out={tmp_path}/reach"]
+    with pytest.raises(UsageError, match="num_env_runners=64"):
+        run(compose("train_expert", [*given, "num_env_runners=64"]))
+    assert not (tmp_path / "reach").exists()
+    # One that began is kept, whatever ends it.
+    monkeypatch.setattr(train_expert, "train_on_ray", lambda *_: None)
+    assert run(compose("train_expert", given)) == 0
+    (tmp_path / "reach" / "metrics.jsonl").touch()
+    monkeypatch.setattr(train_expert, "train_on_ray", refused)
+    with pytest.raises(UsageError, match="num_env_runners=64"):
+        run(compose("train_expert", [f"resume={tmp_path}/reach", "task=reach"]))
+    assert (tmp_path / "reach" / "config.yaml").exists()
 
 
 def test_presets_compose_for_every_domain():
