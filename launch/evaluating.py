@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,9 +108,7 @@ class EvaluationRun:
         for number, episode in enumerate(episodes):
             rewards = None if frame_rewards is None else frame_rewards[number]
             frames = draw_rewards(episode, rewards)
-            path = self._folder.path / "videos" / f"eval_{self.agent_steps:09d}_{number}.mp4"
-            if not path.exists():
-                write_video(path, frames, self._settings.video_fps)
+            write_video(self._new_path(number), frames, self._settings.video_fps)
             videos[f"eval/episode_{number}"] = frames
         if frame_rewards:
             metrics["learned_return"] = float(np.mean([r[1:].sum() for r in frame_rewards]))
@@ -119,3 +118,12 @@ class EvaluationRun:
             f"weights of update {metrics['weight_version']}"
         )
         return EvaluationResult(metrics, videos, summary)
+
+    def _new_path(self, number: int) -> Path:
+        """File of a video; an evaluation that a kill took back and that is made again gets another one, `..._0.2.mp4`."""
+        first = self._folder.path / "videos" / f"eval_{self.agent_steps:09d}_{number}.mp4"
+        path, attempt = first, 1
+        while path.exists():
+            attempt += 1
+            path = first.with_suffix(f".{attempt}.mp4")
+        return path

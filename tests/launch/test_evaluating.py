@@ -6,6 +6,8 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import imageio.v2 as imageio
+import numpy as np
 import pytest
 import ray
 from omegaconf import OmegaConf
@@ -18,6 +20,7 @@ from launch.evaluating import EvaluationResult, EvaluationRun
 from launch.run_folder import ReplayStart, RunFolder
 from launch.watching import StoredEpisodes
 from learner.limiter import UpdateRatioLimiter
+from models.episode import Episode
 
 STATS = ("total_inserted_steps", "total_inserted_episodes", "size_transitions")
 SUMMARY = {"success_rate": 0.5, "success_low": 0.1, "success_high": 0.9, "episodes": 2, "weight_version": 3}
@@ -65,6 +68,23 @@ def test_episodes_lost_with_their_node_after_scoring_are_rolled_out_again(monkey
     run.advance(run.ref, recoveries.append)
     result = run.advance(run.ref, recoveries.append)
     assert result is not None and result.metrics["success_rate"] == 0.5 and len(recoveries) == 1
+
+
+def test_an_evaluation_that_is_made_again_after_a_kill_has_videos_of_its_own(monkeypatch, tmp_path):
+    steps = np.zeros(1, np.float32)
+    still = [np.full((2, 16, 16, 3), grey, np.uint8) for grey in (0, 255)]
+    first, second = (Episode("e", "reach", f, np.zeros((1, 4)), steps, steps + 1, steps > 0) for f in still)
+    system = SimpleNamespace(evaluator=SimpleNamespace(evaluate=Remote("summary", "episodes")), rewards=[])
+    settings = SimpleNamespace(eval_episodes=1, eval_videos=1, video_fps=10)
+    for episode in (first, second):
+        store = {"summary": SUMMARY, "episodes": [episode]}
+        monkeypatch.setattr(ray, "get", store.__getitem__)
+        run = EvaluationRun(settings, system, SimpleNamespace(path=tmp_path), "version", 4000)
+        assert run.advance(run.ref, print) is None and run.advance(run.ref, print) is not None
+    names = ("eval_000004000_0.mp4", "eval_000004000_0.2.mp4")
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == sorted(names)
+    shown = [imageio.mimread(tmp_path / "videos" / name)[0][:200].mean() for name in names]
+    assert shown[0] < 50 < 200 < shown[1]
 
 
 class InFlight:
