@@ -316,10 +316,12 @@ def base_limit(folder: RunFolder, random_return: float, share: float) -> tuple[i
     Returns:
         These agent steps, and the return of that evaluation.
     """
-    rows = sorted(
-        (row["agent_steps"], row["dense_return"]) for row in folder.metric_lines() if row["phase"] == "eval"
-    )
-    best = max(found for _, found in rows)
+    # Steps that a kill took back are taken again: the later evaluation is that of the replay which is kept.
+    evaluated = {
+        row["agent_steps"]: row["dense_return"] for row in folder.metric_lines() if row["phase"] == "eval"
+    }
+    rows = sorted(evaluated.items())
+    best = max(evaluated.values())
     wanted = min(random_return + share * (best - random_return), best)
     return next((steps, found) for steps, found in rows if found >= wanted)
 

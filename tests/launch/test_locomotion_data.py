@@ -104,6 +104,13 @@ def test_base_data_ends_where_a_third_of_the_way_is_done(tmp_path):
     assert base_limit(folder, -5.0, 1.0) == base_limit(folder, 90.0, 1 / 3) == (2500, 40.0)
 
 
+def test_an_evaluation_that_a_kill_took_back_ends_no_base_data(tmp_path):
+    rows = [(500, -20.0), (1000, 30.0), (1000, 5.0), (1500, 40.0)]
+    lines = [json.dumps({"phase": "eval", "agent_steps": s, "dense_return": r}) for s, r in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert base_limit(RunFolder(tmp_path), -5.0, 1 / 3) == (1500, 40.0)
+
+
 def test_base_data_is_a_prefix_with_unscaled_rewards():
     replay = {
         "lengths": np.array([2, 3, 4]),
