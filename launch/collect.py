@@ -111,15 +111,11 @@ def collect(config: DictConfig) -> int:
         if str(config.source) in ("videos", "run"):
             raise UsageError(f"source={config.source} imports one task; call it for each, without task_set=")
         return _collect_set(config)
-    if str(config.source) == "videos":
-        return _import_videos(config)
-    if str(config.source) == "run":
-        return _source("run")(config, _new_folder(str(config.out)))
+    if config.source is not None:
+        return _import(config)
     settings = build(CollectSettings, {name: config[name] for name in CollectSettings.__dataclass_fields__})
     default = f"data/{settings.env.task}/{settings.behaviour}"
     out = _new_folder(config.out if config.out is not None else default)
-    if config.source is not None:
-        return _source(str(config.source))(config, out)
     from actors.envs.gl import describe_gl
 
     if settings.expert is not None:
@@ -177,11 +173,12 @@ def _require_keys_of_the_source(config: DictConfig) -> None:
         )
 
 
-def _import_videos(config: DictConfig) -> int:
-    """Runs the importer of people's own videos, whose task may be none of the simulator's."""
+def _import(config: DictConfig) -> int:
+    """Runs the importer of a source. Its behaviour is a label, and people's own videos have a task of their own."""
     task = config.name if config.name is not None else config.env.task
     default = f"data/{task}/{config.behaviour}"
-    return _source("videos")(config, _new_folder(config.out if config.out is not None else default))
+    out = _new_folder(config.out if config.out is not None else default)
+    return _source(str(config.source))(config, out)
 
 
 def _new_folder(given: str) -> Path:

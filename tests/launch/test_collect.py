@@ -76,3 +76,16 @@ def test_a_task_set_is_collected_wherever_the_project_lies(tmp_path, monkeypatch
     assert whole(compose("collect", ["task_set=adroit3", "episodes=2"])) == 0
     assert [config.env.task for config in collected] == ["adroit-door", "adroit-hammer", "adroit-pen"]
     assert collected[0].out == str(home / "data" / "adroit-door" / "expert")
+
+
+def test_a_recorded_data_set_may_have_a_label_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    imported = []
+
+    def source(name):
+        return lambda config, out: imported.append((name, config.behaviour, out)) or 0
+
+    monkeypatch.setattr(collect, "_source", source)
+    given = ["task=adroit-door", "source=minari:D4RL/door/human-v2", "behaviour=human"]
+    assert collect.collect(compose("collect", given)) == 0
+    assert imported == [("minari:D4RL/door/human-v2", "human", tmp_path / "data" / "adroit-door" / "human")]
