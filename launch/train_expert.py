@@ -88,12 +88,21 @@ def main() -> None:
 
 
 def with_overrides_of_the_run(overrides: list[str]) -> list[str]:
-    """Puts the resumed run's own overrides in front, so that only deliberate changes differ."""
+    """Puts the resumed run's own overrides in front, so that only deliberate changes differ.
+
+    Raises:
+        UsageError: if the folder is none, or that of another kind of training.
+    """
     resumed = [o.partition("=")[2] for o in overrides if o.startswith("resume=")]
     if not resumed or resumed[-1] == "null":
         return overrides
     folder = RunFolder.open(absolute_path(resumed[-1], "resume"))
-    return [o for o in folder.config().overrides if not o.startswith(("out=", "resume="))] + overrides
+    saved = folder.config()
+    if "overrides" not in saved or "sac" not in saved:
+        raise UsageError(
+            f"{folder.path} is not a training of train_expert.py; go on with it by the command that began it"
+        )
+    return [o for o in saved.overrides if not o.startswith(("out=", "resume="))] + overrides
 
 
 def run(config: DictConfig) -> int:

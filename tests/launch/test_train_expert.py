@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from actors.envs.registry import EnvConfig
 from actors.envs.state_env import StateEnv
@@ -20,7 +21,8 @@ from actors.policy_file import load_policy_file
 from launch import train_expert
 from launch.cli import UsageError, compose
 from launch.collect import collect
-from launch.train_expert import ExpertTraining, TrainExpertSettings, run
+from launch.run_folder import RunFolder
+from launch.train_expert import ExpertTraining, TrainExpertSettings, run, with_overrides_of_the_run
 from models.videos import read_videos
 from tests.launch.conftest import ROOT, run_verb
 
@@ -218,6 +220,22 @@ def test_bad_input_is_refused_before_ray_starts(tmp_path, overrides, message):
     (tmp_path / "something").touch()
     with pytest.raises(UsageError, match=message):
         run(compose("train_expert", [o.format(tmp=tmp_path) for o in overrides]))
+
+
+def test_only_trainings_of_experts_are_resumed(tmp_path):
+    of_hopper = OmegaConf.create(
+        {"task": "hopper", "seed": 0, "sac": {}}
+    )  # as collect.py task=hopper writes it
+    for name, config in (("hopper", of_hopper), ("run", compose("train", ["reward=sparse"]))):
+        RunFolder.create(tmp_path / name, config)
+        with pytest.raises(UsageError, match=f"{name} is not a training of train_expert.py"):
+            with_overrides_of_the_run([f"resume={tmp_path}/{name}"])
+    given = ["task=reach", "seed=3"]
+    config = compose("train_expert", given)
+    config.overrides = [*given, f"out={tmp_path}/expert"]
+    RunFolder.create(tmp_path / "expert", config)
+    again = [f"resume={tmp_path}/expert", "total_agent_steps=9"]
+    assert with_overrides_of_the_run(again) == [*given, *again]
 
 
 def test_a_training_that_never_began_leaves_its_folder_free(tmp_path, monkeypatch):
