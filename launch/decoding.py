@@ -115,9 +115,10 @@ class Cut:
             raise ValueError(f"fit {self.fit!r} is unknown; use one of {', '.join(FITS)}")
         if self.crop is None:
             return
-        whole = len(self.crop) == 4 and all(isinstance(v, int) for v in self.crop)
-        if not whole or min(self.crop[:2]) < 0 or min(self.crop[2:]) < 1:
-            raise ValueError(f"crop is {list(self.crop)}, expected [x, y, width, height] in whole pixels")
+        given = list(self.crop) if isinstance(self.crop, tuple) else [self.crop]
+        whole = len(given) == 4 and all(isinstance(v, int) for v in given)
+        if not whole or min(given[:2]) < 0 or min(given[2:]) < 1:
+            raise ValueError(f"crop is {given}, expected [x, y, width, height] in whole pixels")
 
     def frame(self, picture: Image.Image) -> np.ndarray:
         """Cuts and resizes one picture; every source pixel counts by its area.

@@ -18,6 +18,7 @@ from actors.envs.registry import EnvConfig
 from actors.expert_sources import load_expert
 from actors.imitation import ImitationConfig, Policy, Success, imitate, measure_success
 from actors.policy_file import save_policy_file
+from actors.seeding import indexed_seed
 from launch import cli
 from launch.cli import UsageError, build
 from launch.paths import absolute_path
@@ -34,7 +35,7 @@ class ImitateSettings:
         reference: The expert to imitate, as for `expert=` of collect.py: a policy file, ... or "module:function".
         eval_episodes: Evaluation episodes, at least 1.
         required_share: Least share of the reference's success, 0 to 1.
-        seed: Base of all random numbers.
+        seed: Base of all random numbers, at least 0 and below 2^24.
     """
 
     env: EnvConfig
@@ -53,6 +54,7 @@ class ImitateSettings:
             raise ValueError(f"eval_episodes must be at least 1, got {self.eval_episodes}")
         if not 0 <= self.required_share <= 1:
             raise ValueError(f"required_share must be in [0, 1], got {self.required_share}")
+        indexed_seed("evaluation", self.seed, self.eval_episodes - 1)
 
 
 def main() -> None:

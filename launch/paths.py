@@ -14,7 +14,7 @@ def absolute_path(path: str, what: str) -> Path:
     Raises:
         UsageError: for a relative path inside a Ray job, whose working directory is a temporary copy.
     """
-    given = Path(path).expanduser()
+    given = Path(str(path)).expanduser()  # Hydra reads a name such as 2026 as a number.
     if not given.is_absolute() and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         raise UsageError(
             f"{what}={path} is relative, but a submitted job runs in a temporary copy of the working directory: "

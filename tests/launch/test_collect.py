@@ -89,3 +89,11 @@ def test_a_recorded_data_set_may_have_a_label_of_its_own(tmp_path, monkeypatch):
     given = ["task=adroit-door", "source=minari:D4RL/door/human-v2", "behaviour=human"]
     assert collect.collect(compose("collect", given)) == 0
     assert imported == [("minari:D4RL/door/human-v2", "human", tmp_path / "data" / "adroit-door" / "human")]
+
+
+def test_a_folder_may_have_a_number_for_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    imported = []
+    monkeypatch.setattr(collect, "_source", lambda _: lambda config, out: imported.append(out) or 0)
+    collect.collect(compose("collect", ["source=videos", "name=tea", "out=2026"]))
+    assert imported == [tmp_path / "2026"]

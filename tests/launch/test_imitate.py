@@ -51,6 +51,7 @@ def test_a_student_that_falls_short_ends_with_an_error(tmp_path, capsys):
         ([f"reference={REFERENCE}", "eval_episodes=0"], "eval_episodes must be at least 1"),
         ([f"reference={REFERENCE}", "imitation.rounds=0"], "rounds is 0"),
         ([f"reference={REFERENCE}", "task=adroit-door"], "does not fit task 'adroit-door'"),
+        ([f"reference={REFERENCE}", "seed=-1"], "seed is -1, expected 0 to 16777215"),
         ([f"reference={REFERENCE}", "out=experts/pen"], "out=experts/pen must end in .npz"),
         ([f"reference={EXPERT_POLICIES}"], "RLlib checkpoints can not be read here; give a policy file"),
     ],
