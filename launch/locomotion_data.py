@@ -329,7 +329,7 @@ def base_limit(folder: RunFolder, random_return: float, share: float) -> tuple[i
 def replay_prefix(
     replay: dict[str, np.ndarray], limit_steps: int, reward_scale: float
 ) -> Iterator[StateEpisode]:
-    """The first transitions of a replay (`launch.sac.replay_arrays`), by episode, with unscaled rewards.
+    """The first transitions of a replay (`launch.sac_replay.ArrayEpisodeReplayBuffer.plain_arrays`), by episode, with unscaled rewards.
 
     The last observation of an episode, in which no action was taken, is left out; an episode is cut at the limit.
     """
