@@ -247,6 +247,11 @@ class LocomotionTraining(ExpertTraining):
         self._say(f"trained; best return {self._best[0]:,.0f}: {self._folder.path}/expert.npz")
 
 
+def reference_steps(limit: int) -> list[int]:
+    """Lengths of rollouts that have references: multiples of 50 below an episode's time limit, and that limit."""
+    return sorted({*range(REFERENCE_EVERY_STEPS, limit, REFERENCE_EVERY_STEPS), limit})
+
+
 def references(settings: LocomotionDataSettings, folder: RunFolder) -> dict[str, Any]:
     """Mean returns of random actions and of the best policy: 0 and 100 of the normalised score.
 
@@ -257,7 +262,7 @@ def references(settings: LocomotionDataSettings, folder: RunFolder) -> dict[str,
     count, facts = settings.data.reference_episodes, settings.env.facts
     policy = load_policy_file(folder.path / "expert.npz")
     limit = settings.data.episode_steps
-    steps = sorted({*range(REFERENCE_EVERY_STEPS, limit, REFERENCE_EVERY_STEPS), limit})
+    steps = reference_steps(limit)
     found: dict[str, Any] = {}
     curve: dict[str, list[float]] = {"steps": steps}  # type: ignore[dict-item]
     for name, act in (

@@ -285,8 +285,8 @@ class References:
             )
 
     @classmethod
-    def of_the_data(cls, extra: Mapping[str, Any], steps: int) -> References:
-        """References of rollouts of so many steps at most, from the index of the data.
+    def of_the_data(cls, extra: Mapping[str, Any], steps: int, key: str = "episode_steps") -> References:
+        """References of rollouts of so many steps at most, from the index of the data; `key` is whose they are.
 
         Raises:
             UsageError: if the data has none for so many steps.
@@ -294,7 +294,7 @@ class References:
         curve = extra["reference_curve"]
         if steps not in curve["steps"]:
             raise UsageError(
-                f"episode_steps={steps}: the data has references for {', '.join(map(str, curve['steps']))} steps"
+                f"{key}={steps}: the data has references for {', '.join(map(str, curve['steps']))} steps"
             )
         place = curve["steps"].index(steps)
         return cls(curve["random"][place], curve["expert"][place])

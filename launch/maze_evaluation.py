@@ -18,9 +18,12 @@ from launch.maze_pictures import draw_heatmaps, draw_plans
 from launch.maze_report import TIMES
 from launch.maze_settings import MazeSettings
 from launch.maze_steering import plan_cells, plans, random_starts, score_plans
+from models.checkpoints import WEIGHTS_FILE, load_checkpoint_config
+from models.diffuser.diffuser import KIND as DIFFUSER_KIND
 from models.diffuser.diffuser import Diffuser, load_diffuser
-from models.files import read_json, write_json
+from models.files import checksum, read_json, write_json
 from models.relative.config import SteeringConfig
+from models.relative.reward import KIND as REWARD_KIND
 from models.relative.reward import RelativeReward, load_relative_reward
 from models.relative.steering import reward_push
 from models.trajectories import TrajectorySet
@@ -59,14 +62,21 @@ def evaluate_goal(shared: Evaluation, goal: Cell) -> dict[str, Any]:
 
     Returns:
         `goal`, `trainings`: reward -> how well it was learned, `heatmaps`: reward -> "band" | "zero" -> judgement, `plans`: whose -> scores.
+
+    Raises:
+        UsageError: if it was done with other settings, or its models were trained again since.
+        FileNotFoundError: if a model is missing.
     """
     folder = shared.out / goal_name(goal)
-    made_with = {"settings": _facts_of(shared), "seed": shared.seed}
+    made_with = {"settings": _facts_of(shared), "seed": shared.seed, "weights": weights_of(shared, goal)}
     if (folder / RESULT_FILE).exists():
         result = read_json(folder / RESULT_FILE)
-        if result.get("made_with") != made_with:
+        # A result from before the weights were remembered is taken to be of these.
+        before = {"weights": made_with["weights"], **result.get("made_with", {})}
+        different = [key for key, value in made_with.items() if before.get(key) != value]
+        if different:
             raise UsageError(
-                f"{folder} was evaluated with other settings; nothing is overwritten, choose another out="
+                f"{folder} was evaluated with other {' and '.join(different)}; nothing is overwritten, choose another out="
             )
         return result
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,10 +115,35 @@ def _facts_of(shared: Evaluation) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
+def weights_of(shared: Evaluation, goal: Cell) -> dict[str, str]:
+    """Checksums of all models that a result depends on: one that was trained again is another one.
+
+    Raises:
+        FileNotFoundError: if one is missing.
+    """
+    settings = shared.settings
+    folders = {"base": settings.diffuser(None), "expert": settings.diffuser(goal)}
+    for name in _objectives(settings):
+        folders[name] = settings.reward(goal, name)
+        if name == "discriminator" and not (folders[name] / WEIGHTS_FILE).exists():
+            raise FileNotFoundError(
+                f"no discriminator at {folders[name]}: train it with `python launch/relative.py train domain=maze "
+                "relative_training.objective=discriminator base=... expert=...`, or leave it out with "
+                "maze.discriminator=false"
+            )
+        load_checkpoint_config(folders[name], REWARD_KIND)
+    load_checkpoint_config(folders["expert"], DIFFUSER_KIND)
+    return {name: checksum(folder / WEIGHTS_FILE) for name, folder in folders.items()}
+
+
+def _objectives(settings: MazeSettings) -> tuple[str, ...]:
+    return ("relative", "discriminator") if settings.discriminator else ("relative",)
+
+
 def _rewards(shared: Evaluation, goal: Cell) -> tuple[dict[str, RelativeReward], dict[str, dict[str, float]]]:
     """The trained rewards of a goal, and how well they were learned, on held-out windows."""
     rewards, trainings = {}, {}
-    for name in ("relative", "discriminator") if shared.settings.discriminator else ("relative",):
+    for name in _objectives(shared.settings):
         rewards[name], facts = load_relative_reward(shared.settings.reward(goal, name), shared.device)
         trainings[name] = {key: facts[key] for key in TRAINING_FACTS if key in facts}
     return rewards, trainings
@@ -120,7 +155,8 @@ def _heatmaps(
     settings, base, layout = shared.settings, shared.base, maze_layout(shared.settings.task)
     steps = reward.config.window_steps if reward.config.network == "mlp" else reward.horizon
     windows = maze_windows(shared.held_out, base, layout, steps, settings.heatmap_windows)
-    band = tuple(sorted({round(time * base.config.num_steps) for time in settings.heatmap_times}))
+    last = base.config.num_steps - 1  # a time just below 1 would round to one step more
+    band = tuple(sorted({min(round(time * (last + 1)), last) for time in settings.heatmap_times}))
     judged, places = {}, {}
     for time, diffusion_steps in zip(TIMES, (band, (0,))):
         values = window_rewards(reward, base, windows.x, diffusion_steps, shared.seed)

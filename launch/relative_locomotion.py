@@ -20,10 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from actors.envs.locomotion import LOCOMOTION_TASKS
 from launch import cli
-from launch.cli import build, suggest
+from launch.cli import UsageError, build, suggest
 from launch.diffuser_stage import diffuser_from
 from launch.locomotion_data import VERB as COLLECT_VERB
-from launch.locomotion_data import collect_locomotion
+from launch.locomotion_data import LocomotionDataConfig, collect_locomotion, reference_steps
 from launch.locomotion_evaluation import (
     PHASE_SEEDS,
     Cell,
@@ -41,12 +41,12 @@ from launch.locomotion_evaluation import (
 )
 from launch.paths import absolute_path
 from launch.pretrain import choose_device
+from launch.relative_settings import is_trained, trajectory_sections
 from models.checkpoints import WEIGHTS_FILE
 from models.diffuser.diffuser import load_diffuser
 from models.files import write_atomic, write_json
 from models.relative.config import SteeringConfig
 from models.relative.reward import load_relative_reward
-from models.training_folder import SUMMARY_FILE
 from models.trajectories import read_trajectories
 
 STEERED = ("discriminator", "relative")
@@ -107,6 +107,18 @@ class LocomotionSettings:
         """Folder of the "relative" reward or the "discriminator"."""
         return absolute_path(f"{self.checkpoint_folder}/{objective}/{self.task}", "checkpoint_folder")
 
+    def references(self, extra: Mapping[str, Any]) -> dict[str, References]:
+        """References of the rollouts of each phase that is played, from the index of the data.
+
+        Raises:
+            UsageError: if the data has none for so many steps.
+        """
+        found = {"report": References.of_the_data(extra, self.episode_steps, "locomotion.episode_steps")}
+        if self.tune_rollouts:
+            key = "locomotion.tune_episode_steps"
+            found["tune"] = References.of_the_data(extra, self.tune_episode_steps, key)
+        return found
+
 
 def settings_of(config: DictConfig) -> LocomotionSettings:
     """The section `locomotion`.
@@ -128,8 +140,7 @@ def evaluate(config: DictConfig) -> int:
     device = choose_device(config.device)
     steering = build(SteeringConfig, config.steering, "steering.")
     extra = read_trajectories(settings.data("expert")).index["extra"]
-    references = References.of_the_data(extra, settings.episode_steps)
-    tuning_references = References.of_the_data(extra, settings.tune_episode_steps)
+    references = settings.references(extra)
     models, facts = load_models(settings, device)
     out = absolute_path(config.out or f"runs/relative/locomotion/{settings.task}", "out")
     out.mkdir(parents=True, exist_ok=True)
@@ -142,11 +153,11 @@ def evaluate(config: DictConfig) -> int:
     rollouts = Rollouts(settings.rollouts, settings.episode_steps, settings.lockstep)
     final = [Cell("report", "unsteered"), *chosen, Cell("report", "expert")]
     play(final, settings.task, models, rollouts, cells, int(config.seed))
-    rows = summary_rows(final, cells.results(), references)
-    tuning = summary_rows(tuned, cells.results(), tuning_references)
-    write_results(out, rows, tuning, references, config, cells)
+    rows = summary_rows(final, cells.results(), references["report"])
+    tuning = summary_rows(tuned, cells.results(), references["tune"]) if tuned else []
+    write_results(out, rows, tuning, references["report"], config, cells)
     print(table_text(rows))
-    print(verdict(cells, chosen, references))
+    print(verdict(cells, chosen, references["report"]))
     print(f"[locomotion] written: {out}", flush=True)
     return 0
 
@@ -269,16 +280,18 @@ def run_all(config: DictConfig) -> int:
     """Training of SAC, both sets of trajectories, both diffusers, both rewards, evaluation; what is there is kept.
 
     Raises:
-        UsageError: for bad settings.
+        UsageError: for bad settings of any stage.
+        ValueError: if a diffuser or a reward is finished with other settings.
     """
     settings = settings_of(config)
+    _check_before_the_first_stage(config, settings)
     device = choose_device(config.device)
     for mode in ("base", "expert"):
-        if not _is_finished(settings.data(mode), "index.json") and _collect(config, settings, mode):
+        if not _is_collected(settings.data(mode)) and _collect(config, settings, mode):
             return 1
     for mode in ("base", "expert"):
         folder = settings.diffuser(mode)
-        if not _is_finished(folder, SUMMARY_FILE):
+        if not is_trained(folder, "locomotion", trajectory_sections(config).of_a_diffuser()):
             base = None if mode == "base" else settings.diffuser("base")
             diffuser_from(config, read_trajectories(settings.data(mode)), folder, base, device)
     for objective in STEERED:
@@ -286,8 +299,30 @@ def run_all(config: DictConfig) -> int:
     return evaluate(config)
 
 
-def _is_finished(folder: Path, file: str) -> bool:
-    if not (folder / file).exists():
+def _check_before_the_first_stage(config: DictConfig, settings: LocomotionSettings) -> None:
+    """Finds what the evaluation would refuse after hours of training.
+
+    Raises:
+        UsageError: for bad values of any section, a diffuser that cannot plan step by step, or rollouts of so many
+            steps that the data has no references, or would have none.
+    """
+    diffuser = trajectory_sections(config).diffuser
+    if diffuser.given_steps != (0,):
+        raise UsageError(
+            f"diffuser.conditioning={diffuser.conditioning!r}: planning step by step needs 'first'"
+        )
+    data = build(LocomotionDataConfig, config.locomotion_data, "locomotion_data.")
+    expert = settings.data("expert")
+    if (expert / "index.json").exists():
+        settings.references(read_trajectories(expert).index["extra"])
+        return
+    steps = reference_steps(data.episode_steps)
+    zeros, ones = [0.0] * len(steps), [1.0] * len(steps)
+    settings.references({"reference_curve": {"steps": steps, "random": zeros, "expert": ones}})
+
+
+def _is_collected(folder: Path) -> bool:
+    if not (folder / "index.json").exists():
         return False
     print(f"[locomotion] {folder} is there already", flush=True)
     return True
@@ -306,8 +341,8 @@ def _train_reward(
     from launch.relative import reward_from
 
     folder = settings.reward(objective)
-    if _is_finished(folder, SUMMARY_FILE):
-        return
     chosen = OmegaConf.merge(config, {"relative_training": {"objective": objective}})
     assert isinstance(chosen, DictConfig)
+    if is_trained(folder, "locomotion", trajectory_sections(chosen).of_a_reward()):
+        return
     reward_from(chosen, settings.diffuser("base"), settings.diffuser("expert"), folder, device)

@@ -7,7 +7,6 @@ best place is the goal, and plans of the base diffuser steered towards it.
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -18,11 +17,12 @@ from launch.cli import UsageError, build
 from launch.collect_trajectories import VERB as COLLECT_VERB
 from launch.collect_trajectories import collect_into, data_settings, goal_name
 from launch.diffuser_stage import diffuser_from
-from launch.maze_evaluation import Evaluation, evaluate_goal, overview
+from launch.maze_evaluation import Evaluation, evaluate_goal, overview, weights_of
 from launch.maze_report import table_text, write_tables
 from launch.maze_settings import MazeSettings
 from launch.paths import absolute_path
 from launch.pretrain import choose_device
+from launch.relative_settings import is_trained, trajectory_sections
 from models.diffuser.diffuser import load_diffuser
 from models.relative.config import SteeringConfig
 from models.training_folder import SUMMARY_FILE
@@ -49,9 +49,8 @@ def evaluate(config: DictConfig) -> int:
         FileNotFoundError: if the base's trajectories or diffuser are missing.
     """
     settings = settings_of(config)
-    trained = [
-        goal for goal in settings.cells if (settings.reward(goal, "relative") / "config.json").exists()
-    ]
+    # A config.json alone is that of a training that is still on its way.
+    trained = [goal for goal in settings.cells if (settings.reward(goal, "relative") / SUMMARY_FILE).exists()]
     if config.maze.goals is not None:
         trained = list(settings.cells)  # asked for by name: a missing one is an error
     if not trained:
@@ -67,6 +66,8 @@ def evaluate(config: DictConfig) -> int:
     held_out = read_trajectories(settings.data(None)).split("validation")
     steering = build(SteeringConfig, config.steering, "steering.")
     shared = Evaluation(settings, steering, EVALUATION_SEED + int(config.seed), out, device, base, held_out)
+    for goal in trained:
+        weights_of(shared, goal)  # a missing model is said now, not after the goals before
     results = []
     for number, goal in enumerate(trained, 1):
         print(f"[maze] evaluating goal {goal_name(goal)} ({number} of {len(trained)})", flush=True)
@@ -89,9 +90,11 @@ def run_all(config: DictConfig) -> int:
     """Trajectories, base diffuser, expert diffusers, rewards, evaluation; finished stages are skipped.
 
     Raises:
-        UsageError: for bad settings.
+        UsageError: for bad settings of any stage.
+        ValueError: if a diffuser or a reward is finished with other settings.
     """
     settings = settings_of(config)
+    trajectory_sections(config)
     device = choose_device(config.device)
     for goal in (None, *settings.cells):
         _collect(config, settings, goal)
@@ -104,16 +107,10 @@ def run_all(config: DictConfig) -> int:
     return evaluate(config)
 
 
-def _is_finished(folder: Path, file: str) -> bool:
-    if not (folder / file).exists():
-        return False
-    print(f"[maze] {folder} is there already", flush=True)
-    return True
-
-
 def _collect(config: DictConfig, settings: MazeSettings, goal: Cell | None) -> None:
     folder = settings.data(goal)
-    if _is_finished(folder, "index.json"):
+    if (folder / "index.json").exists():
+        print(f"[maze] {folder} is there already", flush=True)
         return
     overrides = [f"preset={config.preset_name}", f"task={settings.task}", f"seed={config.seed}"]
     if settings.transitions is not None:
@@ -130,18 +127,21 @@ def _train_diffuser(
     config: DictConfig, settings: MazeSettings, goal: Cell | None, device: torch.device
 ) -> None:
     folder = settings.diffuser(goal)
-    if _is_finished(folder, SUMMARY_FILE):
+    chosen = config if goal is None else _of_an_expert(config, settings)
+    if is_trained(folder, "maze", trajectory_sections(chosen).of_a_diffuser()):
         return
-    data = read_trajectories(settings.data(goal))
-    if goal is None:
-        diffuser_from(config, data, folder, None, device)
-        return
+    base = None if goal is None else settings.diffuser(None)
+    diffuser_from(chosen, read_trajectories(settings.data(goal)), folder, base, device)
+
+
+def _of_an_expert(config: DictConfig, settings: MazeSettings) -> DictConfig:
+    """The configuration with what an expert's diffuser does in another way than the base's."""
     own: dict[str, int | bool] = {"initialise_from_base": settings.init_from_base}
     if settings.expert_train_steps is not None:
         own["train_steps"] = settings.expert_train_steps
     expert = OmegaConf.merge(config, {"diffuser_training": own})
     assert isinstance(expert, DictConfig)
-    diffuser_from(expert, data, folder, settings.diffuser(None), device)
+    return expert
 
 
 def _train_reward(
@@ -150,8 +150,8 @@ def _train_reward(
     from launch.relative import reward_from
 
     folder = settings.reward(goal, objective)
-    if _is_finished(folder, SUMMARY_FILE):
-        return
     chosen = OmegaConf.merge(config, {"relative_training": {"objective": objective}})
     assert isinstance(chosen, DictConfig)
+    if is_trained(folder, "maze", trajectory_sections(chosen).of_a_reward()):
+        return
     reward_from(chosen, settings.diffuser(None), settings.diffuser(goal), folder, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from launch.cli import build
+from launch.cli import UsageError, build
 from launch.paths import absolute_path
 from launch.progress import LastValues
+from launch.relative_settings import is_trained
 from models.files import write_json
 from models.relative.config import RelativeTrainingConfig
 from models.relative.reward import RewardField
@@ -24,7 +26,6 @@ from models.relative.toy import (
     toy_pair,
     train_toy,
 )
-from models.training_folder import SUMMARY_FILE
 
 DEFAULT_FOLDER = "runs/relative/toy"
 # Seed of the evaluation's noise, apart from that of the training.
@@ -32,24 +33,41 @@ EVALUATION_SEED = 1_000_000
 # Share of the diffusion steps at which the picture shows the reward.
 SHOWN_TIME = 0.4
 GRID_POINTS = 120
+# Keys of the toy that its training does not depend on.
+OF_THE_EVALUATION = ("scales", "samples")
 DRAWN_SAMPLES = 1500
+
+
+def _settings(config: DictConfig) -> tuple[RelativeTrainingConfig, ToyConfig]:
+    """The sections `relative_training` and `toy`.
+
+    Raises:
+        UsageError: for bad values, or a discriminator, which the toy does not have.
+    """
+    values = {**config.relative_training, "seed": config.seed}
+    training = build(RelativeTrainingConfig, values, "relative_training.")
+    if training.objective != "relative":
+        raise UsageError(
+            f"relative_training.objective={training.objective}: the toy has the relative reward only; the domains "
+            "maze and locomotion have the discriminator as well"
+        )
+    return training, build(ToyConfig, OmegaConf.to_container(config.toy), "toy.")  # type: ignore[arg-type]
 
 
 def train(config: DictConfig) -> int:
     """Trains the toy's reward into the output folder."""
-    training = build(
-        RelativeTrainingConfig, {**config.relative_training, "seed": config.seed}, "relative_training."
-    )
-    toy = build(ToyConfig, OmegaConf.to_container(config.toy), "toy.")  # type: ignore[arg-type]
+    training, toy = _settings(config)
     shown = LastValues("toy", ("loss", "validation_loss", "explained"))
     print(f"[toy] {train_toy(training, toy, _folder(config), shown)}", flush=True)
     return 0
 
 
 def evaluate(config: DictConfig) -> int:
-    """Prints the table of a trained toy and draws its picture."""
+    """Prints the table of a trained toy and draws its picture; scales and samples are those of the command."""
     folder = _folder(config)
-    field, toy = load_toy_reward(folder)
+    asked = _settings(config)[1]
+    field, trained = load_toy_reward(folder)
+    toy = replace(trained, **{key: getattr(asked, key) for key in OF_THE_EVALUATION})
     seed = EVALUATION_SEED + int(config.seed)
     base, expert = toy_pair(toy)
     samples = {scale: steered_samples(field, toy, scale, seed) for scale in toy.scales}
@@ -57,6 +75,7 @@ def evaluate(config: DictConfig) -> int:
     correlations = log_ratio_correlations(field, toy, seed)
     results = {
         "seed": int(config.seed),
+        "toy": asdict(toy),
         "command": ["launch/relative.py", *config.overrides],
         "expert_mode_share": {f"scale {scale:g}": expert_mode_share(s, base) for scale, s in samples.items()}
         | {"expert": expert_mode_share(of_expert, base)},
@@ -71,11 +90,15 @@ def evaluate(config: DictConfig) -> int:
 
 
 def run_all(config: DictConfig) -> int:
-    """Trains, unless that is done, and evaluates."""
-    folder = _folder(config)
-    if (folder / SUMMARY_FILE).exists():
-        print(f"[toy] {folder} is trained already", flush=True)
-    else:
+    """Trains, unless that is done, and evaluates.
+
+    Raises:
+        ValueError: if the folder holds a toy that was trained with other settings, naming each key.
+    """
+    training, toy = _settings(config)
+    kept = {key: value for key, value in asdict(toy).items() if key not in OF_THE_EVALUATION}
+    wanted = {"training": asdict(training), "toy": kept}
+    if not is_trained(_folder(config), "toy", wanted, "trained already"):
         train(config)
     return evaluate(config)
 

@@ -15,6 +15,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.pt"
 STATE_FILE = "training_state.pt"
 FORMAT_VERSION = 1
+# Kinds that `launch/relative.py` trains; the others are those of `launch/pretrain.py`.
+KINDS_OF_RELATIVE = ("relative_reward", "toy_reward", "image_diffuser", "image_reward")
 
 
 def save_tensors(path: str | Path, values: Any) -> None:
@@ -151,8 +153,9 @@ def load_checkpoint_config(folder: str | Path, kind: str) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
+        verb = "relative.py train" if kind in KINDS_OF_RELATIVE else "pretrain.py"
         raise FileNotFoundError(
-            f"no {kind} checkpoint at {folder}: {CONFIG_FILE} is missing. Train one with `python launch/pretrain.py`"
+            f"no {kind} checkpoint at {folder}: {CONFIG_FILE} is missing. Train one with `python launch/{verb}`"
         )
     config = read_json(path)
     if config.get("format") != FORMAT_VERSION:

@@ -153,3 +153,53 @@ def test_the_toy_end_to_end(tmp_path):
     assert len(results["log_ratio_correlation"]) == 20
     assert 1000 < (tmp_path / "toy" / "toy.png").stat().st_size < 150_000
     assert "trained already" in command("relative.py", *arguments)
+
+
+def test_a_trained_toy_is_not_passed_off_as_another(tmp_path):
+    tiny = ["relative_training.train_steps=4", "relative_training.validation_windows=16", "toy.samples=20"]
+    tiny += ["family=toy", f"out={tmp_path / 'toy'}"]
+    assert relative(compose("relative", tiny)) == 0
+    for other in ("toy.activation=leaky_relu", "seed=1", "relative_training.train_steps=5"):
+        with pytest.raises(ValueError, match=f"{other.split('.')[-1].split('=')[0]}: .* there, .* asked for"):
+            relative(compose("relative", [*tiny, other]))
+    # What the evaluation alone depends on is taken from the command, by both actions.
+    for action in ("all", "evaluate"):
+        assert relative(compose("relative", [*tiny, f"action={action}", "toy.scales=[0,4]"])) == 0
+        results = json.loads((tmp_path / "toy" / "results.json").read_text())
+        assert set(results["expert_mode_share"]) == {"scale 0", "scale 4", "expert"}
+        assert results["toy"]["activation"] == "silu"
+
+
+def test_the_toy_has_no_discriminator(tmp_path):
+    words = ["family=toy", "relative_training.objective=discriminator", f"out={tmp_path / 'toy'}"]
+    for action in ("train", "all"):
+        with pytest.raises(UsageError, match="the toy has the relative reward only"):
+            relative(compose("relative", [f"action={action}", *words]))
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_missing_model_names_the_verb_that_trains_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"launch/relative\.py train"):
+        relative(compose("relative", ["family=toy", "action=evaluate", f"out={tmp_path}"]))
+    words = ["action=train", "domain=maze", f"base={tmp_path}", f"expert={tmp_path}"]
+    with pytest.raises(FileNotFoundError, match=r"launch/pretrain\.py"):
+        relative(compose("relative", words))
+
+
+@pytest.mark.parametrize("domain", ["maze", "locomotion"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("relative_reward.window_steps=300", "window_steps=300: expected at most the horizon"),
+        ("relative_reward.network=half_2d", "is for images"),
+        ("relative_training.point=here", "relative training point='here'"),
+        ("steering.units=metres", "steering units='metres'"),
+        ("diffuser_training.precision=float16", "diffuser training precision='float16'"),
+    ],
+)
+def test_what_is_wrong_in_the_last_stage_is_said_before_the_first(tmp_path, domain, override, message):
+    words = ["all", f"domain={domain}", "relative_reward.network=mlp", override]
+    words += [f"{domain}.data_folder={tmp_path}/data", f"{domain}.checkpoint_folder={tmp_path}/checkpoints"]
+    with pytest.raises(UsageError, match=message):
+        relative(compose("relative", with_action_and_family(words)))
+    assert not list(tmp_path.iterdir())

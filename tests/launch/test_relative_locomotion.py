@@ -23,7 +23,7 @@ from launch.locomotion_evaluation import (
     summary_rows,
 )
 from launch.relative import with_action_and_family
-from launch.relative_locomotion import run_all, settings_of
+from launch.relative_locomotion import LocomotionSettings, run_all, settings_of
 from models.diffuser.config import DiffuserConfig
 from models.diffuser.diffuser import Diffuser
 from models.diffuser.normaliser import Normaliser
@@ -225,3 +225,34 @@ def test_all_stages_after_the_trajectories(tmp_path, capsys):
     )
     with pytest.raises(UsageError, match="holds results with rollouts=3, now it is 4"):
         run_all(changed)
+    for other in ("diffuser_training.train_steps=5", "relative_training.batch_windows=4"):
+        changed = compose("relative", with_action_and_family([*TINY, *folders, other]))
+        with pytest.raises(ValueError, match=f"{other.split('.')[1].split('=')[0]}: .* there, .* asked for"):
+            run_all(changed)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["locomotion.episode_steps=75"],
+            r"locomotion\.episode_steps=75: the data has references for 50, 100, ",
+        ),
+        (
+            ["locomotion.tune_episode_steps=30"],
+            r"locomotion\.tune_episode_steps=30: the data has references for 50",
+        ),
+        (["locomotion_data.episode_steps=100"], r"locomotion\.episode_steps=200: .* for 50, 100 steps"),
+        (["diffuser.conditioning=both_ends"], "planning step by step needs 'first'"),
+    ],
+)
+def test_what_the_evaluation_would_refuse_is_said_before_sac_is_trained(tmp_path, overrides, message):
+    words = ["all", "domain=locomotion", "task=hopper", f"locomotion.data_folder={tmp_path}", *overrides]
+    with pytest.raises(UsageError, match=message):
+        run_all(compose("relative", with_action_and_family(words)))
+
+
+def test_references_of_the_tuning_are_asked_for_only_where_there_is_one():
+    extra = {"reference_curve": {"steps": [6, 12], "random": [0.0, 0.0], "expert": [50.0, 100.0]}}
+    settings = LocomotionSettings(task="hopper", episode_steps=12, tune_rollouts=0, tune_episode_steps=99)
+    assert settings.references(extra) == {"report": References(0.0, 100.0)}

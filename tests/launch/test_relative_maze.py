@@ -13,6 +13,7 @@ from actors.envs.pointmaze import maze_layout
 from actors.maze_planner import PlannerConfig
 from launch.cli import UsageError, compose
 from launch.collect_trajectories import collect_trajectories, data_settings, with_goal_as_list
+from launch.maze_evaluation import Evaluation, _heatmaps
 from launch.maze_heatmap import (
     Heatmap,
     heatmap,
@@ -28,6 +29,8 @@ from launch.relative import relative, with_action_and_family
 from models.diffuser.config import DiffuserConfig
 from models.diffuser.diffuser import Diffuser
 from models.diffuser.normaliser import Normaliser
+from models.relative.config import RelativeRewardConfig, SteeringConfig
+from models.relative.reward import RelativeReward
 from models.trajectories import read_trajectories
 from tests.launch.conftest import run_verb
 
@@ -158,6 +161,17 @@ def test_the_presets_hold_what_they_promise():
     assert not config.maze.init_from_base and config.maze.expert_train_steps is None
 
 
+def test_a_time_just_below_one_is_the_last_step(base_data, tmp_path):
+    """0.99 of 8 steps rounds to step 8, which there is not."""
+    base = Diffuser(DiffuserConfig(horizon=16, num_steps=8, width=8, multipliers=(1,), padding="last"))
+    settings = MazeSettings(task="pointmaze-umaze", heatmap_times=(0.99,), heatmap_windows=4000)
+    network = RelativeRewardConfig(window_steps=4, hidden=(8,), time_dim=4)
+    reward = RelativeReward(network, "mean", 16, 8, base.normaliser)
+    shared = Evaluation(settings, SteeringConfig(), 0, tmp_path, torch.device("cpu"), base, base_data)
+    judged, _ = _heatmaps(shared, reward, (3.0, 1.0))
+    assert 0 <= judged["band"].percentile <= 100
+
+
 def test_a_goal_on_the_command_line():
     given = with_goal_as_list(["goal=3,6", "mode=expert", "goal=[1,2]", "out=a,b"])
     assert given == ["goal=[3,6]", "mode=expert", "goal=[1,2]", "out=a,b"]
@@ -247,6 +261,35 @@ def test_everything_from_the_command_line_and_again(tmp_path, capsys):
     assert json.loads((out / "results.json").read_text())["goals"] == report["goals"]
     with pytest.raises(UsageError, match="evaluated with other settings"):
         relative_maze("evaluate", *TINY, *folders, f"out={out}", "maze.plans=9")
+    # What is finished is taken as it is only if it is what was asked for.
+    for key, value in (("relative_training.batch_windows", 9), ("diffuser.num_steps", 9), ("seed", 1)):
+        with pytest.raises(ValueError, match=rf"{key.split('.')[-1]}: \d+ there, {value} asked for"):
+            relative_maze("all", *TINY, *folders, f"out={out}", f"{key}={value}")
+    the_results_follow_the_models(out, folders, weights)
+
+
+def the_results_follow_the_models(out, folders, weights):
+    evaluate = ("evaluate", *TINY, *folders, f"out={out}")
+    original = weights.read_bytes()
+    weights.write_bytes((weights.parents[1] / "pointmaze-umaze-1.3-2.7" / "weights.pt").read_bytes())
+    with pytest.raises(UsageError, match="3-1 was evaluated with other weights"):
+        relative_maze(*evaluate)
+    weights.write_bytes(original)
+    relative_maze(*evaluate)
+    # A result from before the weights were remembered still counts.
+    result = out / "3-1" / "result.json"
+    facts = json.loads(result.read_text())
+    del facts["made_with"]["weights"]
+    result.write_text(json.dumps(facts))
+    relative_maze(*evaluate)
+    # A reward that is still being trained is no result; a missing discriminator is said before any goal.
+    (weights.parent / "summary.json").unlink()
+    relative_maze(*(word for word in evaluate if not word.startswith("maze.goals")))
+    report = json.loads((out / "results.json").read_text())
+    assert [entry["goal"] for entry in report["goals"]] == [[1.3, 2.7]]
+    (weights.parents[2] / "discriminator/pointmaze-umaze-3-1/weights.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"maze\.discriminator=false"):
+        relative_maze(*evaluate)
 
 
 def test_an_evaluation_without_rewards_says_how_to_get_them(tmp_path):
