@@ -20,6 +20,8 @@ from launch.digits import NUM_CLASSES, digit_splits
 from launch.paths import absolute_path
 from launch.pretrain import choose_device
 from launch.progress import LastValues, Progress
+from models.checkpoints import WEIGHTS_FILE
+from models.files import checksum
 from models.images.config import (
     ImageModelConfig,
     ImageRewardTrainingConfig,
@@ -86,6 +88,13 @@ class ImagesSettings:
             )
         if (self.model.num_classes, self.model.channels) != (NUM_CLASSES, 1):
             raise ValueError(f"the digits have {NUM_CLASSES} classes and 1 channel, got {self.model}")
+        if self.guidance.num_steps >= self.model.num_train_steps:
+            raise ValueError(
+                f"guidance.num_steps must be below model.num_train_steps={self.model.num_train_steps}, "
+                f"got {self.guidance.num_steps}"
+            )
+        if self.reward.network != "half_2d":
+            raise ValueError(f"reward.network must be 'half_2d' for images, got {self.reward.network!r}")
         if self.evaluation_trajectories < NUM_CLASSES:
             raise ValueError(
                 f"evaluation_trajectories must be at least {NUM_CLASSES}, got {self.evaluation_trajectories}"
@@ -176,7 +185,12 @@ def make_choice_pairs(job: ImagesJob, model: ClassUNet2D, unsafe: tuple[int, ...
         settings.pairs,
         (settings.model.channels, size, size),
         NUM_CLASSES,
-        {"model": job.base.name, "unsafe": list(unsafe), "prompts": "single classes"},
+        {
+            "model": job.base.name,
+            "weights": checksum(job.base / WEIGHTS_FILE),
+            "unsafe": list(unsafe),
+            "prompts": "single classes",
+        },
         seed=job.seed,
         device=job.device,
         progress=Progress(f"pairs {choice_name(unsafe)}", "trajectories"),

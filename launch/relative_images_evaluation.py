@@ -47,15 +47,17 @@ def evaluate_choices(job: ImagesJob) -> int:
 
     Raises:
         FileNotFoundError: if a model or a reward is missing.
+        ValueError: if a reward was trained for other steps or another resolution.
     """
     model, _ = load_image_model(job.base, job.device)
     digits = digit_splits(job.settings.model.resolution_px)
     judge = Judge(digits["validation"])
     test = digits["test"]
     print(f"[evaluate] judge: {judge.accuracy(test):.3f} of {len(test)} held-out digits right", flush=True)
+    # All before the first is judged: a missing one, or one that does not fit, is said at once.
+    rewards = {unsafe: fitting_reward(job, unsafe) for unsafe in job.settings.unsafe_choices()}
     rows, curves = [], []
-    for unsafe in job.settings.unsafe_choices():
-        reward, _ = load_image_reward(job.rewards / choice_name(unsafe), job.device)
+    for unsafe, reward in rewards.items():
         row, curve = evaluate_choice(job, model, reward, unsafe, test, judge)
         rows.append({"seed": job.seed, "unsafe": "+".join(map(str, unsafe)), **row})
         curves += [{"seed": job.seed, "unsafe": "+".join(map(str, unsafe)), **line} for line in curve]
@@ -74,6 +76,25 @@ def evaluate_choices(job: ImagesJob) -> int:
     print(table(rows, job.settings.headline_step))
     print(f"[evaluate] {job.results}")
     return 0
+
+
+def fitting_reward(job: ImagesJob, unsafe: tuple[int, ...]) -> ImageReward:
+    """The trained reward of a choice.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if it was trained for other steps or another resolution.
+    """
+    folder, settings = job.rewards / choice_name(unsafe), job.settings
+    reward, _ = load_image_reward(folder, job.device)
+    size_px = settings.model.resolution_px
+    wanted = (settings.guidance.num_steps, settings.model.channels, size_px, size_px)
+    if tuple(reward.mean.shape) != wanted:
+        raise ValueError(
+            f"the reward of {folder} is for (steps, channels, height, width) {tuple(reward.mean.shape)}, asked for are "
+            f"{wanted}: evaluate with the images.guidance.num_steps and images.model.resolution_px of its training"
+        )
+    return reward
 
 
 def evaluate_choice(

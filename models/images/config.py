@@ -33,7 +33,8 @@ class ImageModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
-        _at_least(self, 1, "resolution_px", "channels", "num_classes", "num_train_steps")
+        _at_least(self, 1, "resolution_px", "channels", "num_classes")
+        _at_least(self, 2, "num_train_steps")  # sampling visits fewer levels than there are
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers must be whole numbers from 1, got {self.multipliers}")
         if self.width < 8 or self.width % 8:

@@ -22,6 +22,8 @@ from models.training_folder import claim_folder, clip_gradients, run_training, s
 from models.training_log import Progress
 from models.training_state import TrainingState
 
+PICTURE_STEPS = 20
+
 
 @dataclass(frozen=True)
 class LabelledImages:
@@ -211,6 +213,10 @@ class _ImageRun(TrainingState):
         labels = torch.arange(self.model.config.num_classes).repeat(4)
         condition = torch.nn.functional.one_hot(labels, self.model.config.num_classes).float()
         images = sample_base(
-            self.average, condition.to(self.device), num_steps=20, cfg_scale=1.0, seed=self.seed
+            self.average,
+            condition.to(self.device),
+            num_steps=min(PICTURE_STEPS, self.model.config.num_train_steps - 1),
+            cfg_scale=1.0,
+            seed=self.seed,
         )
         return contact_sheet(images.cpu(), columns=self.model.config.num_classes)[None]

@@ -145,7 +145,11 @@ def shard_name(shard: int) -> str:
 
 def _claim(folder: Path, index: dict[str, Any]) -> None:
     if (folder / INDEX_FILE).exists():
-        require_same_config(read_json(folder / INDEX_FILE), index, folder)
+        saved = read_json(folder / INDEX_FILE)
+        # Pairs from before the weights were remembered are taken to be of these.
+        weights = {key: index["facts"][key] for key in ("weights",) if key in index["facts"]}
+        saved["facts"] = {**weights, **saved.get("facts", {})}
+        require_same_config(saved, index, folder)
         for half_written in folder.glob(".shard-*"):  # left by a kill in the middle of a shard
             half_written.unlink()
         return

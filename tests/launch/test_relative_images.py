@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ import torch
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install -e '.[images]'")
 
-from launch import cli, relative_images
+from launch import cli, relative_images, relative_images_evaluation
 from launch.cli import UsageError, build, compose
 from launch.digits import Judge, digit_splits
 from launch.relative_images import ImagesSettings, job_of
-from launch.relative_images_evaluation import Samples, judged, write_csv
+from launch.relative_images_evaluation import Samples, evaluate_choices, judged, write_csv
+from models.images.pairs import LatentStatistics
+from models.images.reward import ImageReward, save_image_reward
+from models.images.unet import ClassUNet2D, load_image_model, save_image_model
 from tests.launch.conftest import run_verb
 
 TINY = [
@@ -60,6 +64,32 @@ def test_all_goes_from_nothing_to_a_table_and_skips_what_is_done(tmp_path, capsy
     changed = compose("relative", [*TINY, f"out={out}", "images.reward_training.learning_rate=0.5"])
     with pytest.raises(ValueError, match=r"training\.learning_rate"):
         relative_images.run_all(changed)
+
+    # a reward speaks of its own steps only
+    shorter = compose("relative", [*TINY, "images.guidance.num_steps=4", f"base={out / 'model'}"])
+    job = replace(job_of(shorter), rewards=out / "rewards", results=tmp_path / "shorter")
+    with pytest.raises(ValueError, match=r"evaluate with the images\.guidance\.num_steps"):
+        evaluate_choices(job)
+
+    # pairs of a network that was trained again since are not taken for those of the new one
+    model, meta = load_image_model(out / "model")
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    save_image_model(out / "model", model, {"data": meta["data"]}, overwrite=True)
+    with pytest.raises(ValueError, match=r"facts\.weights: .* there, .* asked for"):
+        relative_images.run_all(compose("relative", [*TINY, f"out={out}"]))
+
+
+def test_a_missing_reward_is_said_before_any_is_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(relative_images_evaluation, "evaluate_choice", pytest.fail)
+    config = compose("relative", [*TINY, "images.unsafe=[0,38]", f"base={tmp_path / 'model'}"])
+    job = replace(job_of(config), rewards=tmp_path / "rewards")
+    save_image_model(job.base, ClassUNet2D(job.settings.model), {})
+    blank = torch.ones(5, 1, 8, 8)
+    reward = ImageReward(job.settings.reward, LatentStatistics(blank, blank, blank))
+    save_image_reward(job.rewards / "unsafe-0", reward, {})
+    with pytest.raises(FileNotFoundError, match="unsafe-3-8"):
+        evaluate_choices(job)
 
 
 def test_the_digits_are_split_within_each_class_and_always_the_same():
@@ -123,6 +153,8 @@ def test_choices_of_unsafe_classes():
         ("images.model.num_classes=5", "the digits have 10 classes"),
         ("images.evaluation_trajectories=5", "evaluation_trajectories must be at least 10"),
         ("images.headline_share=1.0", "headline_share must be in"),
+        ("images.guidance.num_steps=1000", r"num_steps must be below model\.num_train_steps=1000"),
+        ("images.reward.network=mlp", r"reward\.network must be 'half_2d'"),
         ("images.guidance.momentum_beta=2", "momentum_beta must be in"),
         ("expert=somewhere", "the base with safety guidance"),
     ],

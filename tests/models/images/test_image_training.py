@@ -243,3 +243,10 @@ def test_contact_sheet():
 def test_bad_values(cls, values, message):
     with pytest.raises(ValueError, match=message):
         cls(**values)
+
+
+def test_a_model_of_few_noise_levels_draws_its_samples_with_fewer_steps(tmp_path):
+    few = ImageModelConfig(resolution_px=4, num_classes=4, width=8, multipliers=(1, 2), num_train_steps=6)
+    assert train_image_model(TRAINING, few, images(), images(8, 1), tmp_path)["steps"] == 6
+    with pytest.raises(ValueError, match="num_train_steps must be at least 2"):
+        ImageModelConfig(num_train_steps=1)

@@ -77,6 +77,10 @@ def test_other_settings_are_refused(tmp_path):
     make(tmp_path / "pairs", facts={"unsafe": [3]})
     with pytest.raises(ValueError, match=r"facts\.unsafe: \[3\] there, \[4\] asked for"):
         make(tmp_path / "pairs", facts={"unsafe": [4]})
+    with pytest.raises(ValueError, match=r"facts\.weights: 'a' there, 'b' asked for"):
+        make(tmp_path / "of_weights", facts={"weights": "a"})
+        make(tmp_path / "of_weights", facts={"weights": "b"})
+    make(tmp_path / "pairs", facts={"unsafe": [3], "weights": "a"})  # from before weights were remembered
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").touch()
     with pytest.raises(FileExistsError, match="holds no latent pairs"):
