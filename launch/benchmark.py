@@ -256,6 +256,12 @@ def _settings(config: DictConfig, against: tuple[str, ...] | None) -> BenchSetti
             "what=estimators judges videos with a trained video model: give checkpoint=<folder of pretrain.py "
             "stage=video> and data=<folder with expert/, random/ and noisy/ of collect.py>"
         )
+    folders: dict[str, Path | None] = {"checkpoint": None, "data": None}
+    for key in folders:
+        if config[key] is not None:
+            folders[key] = absolute_path(str(config[key]), key)
+            if not folders[key].is_dir():  # type: ignore[union-attr]
+                raise UsageError(f"{key}: there is no folder {folders[key]}")
     stream = sys.stderr if config.json else sys.stdout
     return BenchSettings(
         rounds=config.rounds,
@@ -265,8 +271,8 @@ def _settings(config: DictConfig, against: tuple[str, ...] | None) -> BenchSetti
         against=against,
         seed=config.seed,
         report=lambda line: print(line, file=stream, flush=True),
-        checkpoint=None if config.checkpoint is None else absolute_path(str(config.checkpoint), "checkpoint"),
-        data=None if config.data is None else absolute_path(str(config.data), "data"),
+        checkpoint=folders["checkpoint"],
+        data=folders["data"],
         episodes=config.episodes,
         minutes=float(config.minutes),
         kill_every_s=float(config.kill_every_s),

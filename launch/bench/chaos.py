@@ -24,6 +24,8 @@ KINDS = ("rollout", "reward", "replay", "learner", "evaluator", "weights", "node
 NODES = 3
 NODE = {"num_cpus": 1, "object_store_memory": 200_000_000, "include_dashboard": False}
 NODE_BACK_AFTER_S = 8.0
+# Without any progress for so long after a kill the training has failed, and waiting on would never end.
+RECOVERY_LIMIT_S = 600.0
 OVERRIDES = (
     *(
         "rollout.num_actors=2",
@@ -182,6 +184,11 @@ class Killer:
             self._report(f"{kind}: training goes on after {now_s - killed_s:.1f} s")
             self._killed = None
             self._next_s = now_s + self._rng.expovariate(1 / self._every_s)
+        elif now_s - killed_s > RECOVERY_LIMIT_S:
+            raise RuntimeError(
+                f"{RECOVERY_LIMIT_S:g} s after the {kind} was killed training has not gone on: agent steps {steps} -> "
+                f"{self._coordinator.agent_steps}, updates {updates} -> {self._coordinator.learner.updates}"
+            )
 
     def _kill(self, now_s: float) -> None:
         # Each kind once before any comes again.

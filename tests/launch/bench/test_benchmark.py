@@ -10,6 +10,7 @@ import types
 import pytest
 
 from launch import benchmark
+from launch.bench import chaos
 from launch.bench.harness import Comparison, Contender, Curve, Row, Spread, compare, race, spread
 from launch.bench.machine import hardware
 from launch.cli import UsageError, compose
@@ -167,3 +168,26 @@ def test_a_user_sees_one_line_for_a_wrong_part():
     done = run_verb("benchmark", "what=rewart", check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: unknown part 'rewart'; did you mean")
     assert "Traceback" not in done.stderr
+
+
+def test_folders_that_are_not_there_are_said_before_anything_is_measured(fake_part, tmp_path):
+    for key in ("checkpoint", "data"):
+        with pytest.raises(UsageError, match=f"{key}: there is no folder"):
+            run(f"{key}={tmp_path}/nowhere", f"out={tmp_path}/out.json")
+    assert not fake_part.seen
+
+
+def test_chaos_ends_where_a_training_never_goes_on(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(chaos.time, "monotonic", lambda: clock[0])
+    coordinator = types.SimpleNamespace(agent_steps=10, learner=types.SimpleNamespace(updates=5))
+    settings = types.SimpleNamespace(kill_every_s=20.0, seed=0, report=lambda line: None)
+    killer = chaos.Killer(None, [], coordinator, settings)
+    killer._killed = ("learner", clock[0], 10, 5)
+    coordinator.agent_steps = 11  # episodes come in, but nothing learns any more
+    clock[0] += chaos.RECOVERY_LIMIT_S
+    killer.act(is_over=True)
+    assert killer.is_recovering
+    clock[0] += 1
+    with pytest.raises(RuntimeError, match="after the learner was killed training has not gone on"):
+        killer.act(is_over=True)
