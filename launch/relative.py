@@ -92,13 +92,14 @@ def relative(config: DictConfig) -> int:
     """Runs the action in the domain.
 
     Raises:
-        UsageError: for an unknown action or domain, or one that has no such action.
+        UsageError: for an unknown action or domain, or a key that the action does not read.
     """
     if config.action not in ACTIONS:
         raise UsageError(f"unknown action {config.action!r}; {suggest(str(config.action), ACTIONS)}")
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
     domain = domain_module(str(config.domain))
+    _require_only_its_own_keys(config)
     if config.action == "all":
         return int(domain.run_all(config))
     if config.action == "evaluate":
@@ -106,6 +107,23 @@ def relative(config: DictConfig) -> int:
     if hasattr(domain, "train"):
         return int(domain.train(config))
     return train(config)
+
+
+def _require_only_its_own_keys(config: DictConfig) -> None:
+    """Refuses models and data that only `train` of trajectories takes, where they would be left unread.
+
+    Raises:
+        UsageError: naming the first such key.
+    """
+    # images reads `base` in every action, and refuses `expert` itself
+    if config.domain == "images" or (config.action == "train" and config.domain != "toy"):
+        return
+    for key in ("base", "expert", "base_data", "expert_data"):
+        if config[key] is not None:
+            raise UsageError(
+                f"{key}= is for `relative.py train domain=maze|locomotion`; {config.action} domain={config.domain} does "
+                f"not read it: leave it out (--cfg lists the keys of the section {config.domain})"
+            )
 
 
 def domain_module(name: str) -> ModuleType:

@@ -72,13 +72,14 @@ def train_relative_reward(
     Raises:
         FileExistsError: if the folder holds a finished training, or an unfinished one and `resume` is off.
         FileNotFoundError: if a model or its trajectories are missing.
-        ValueError: if the models do not fit together, or the folder was started with another configuration.
+        ValueError: if the models, or a model and its trajectories, do not fit together, or the folder was started with
+            another configuration.
         FloatingPointError: if the loss is no longer finite.
     """
     folder, device = Path(folder), torch.device(device)
     models = {"base": load_diffuser(base, device), "expert": load_diffuser(expert, device)}
     require_pair(models["base"][0], models["expert"][0], base, expert)
-    facts = {
+    facts: dict[str, Any] = {
         "objective": config.objective,
         **{
             name: {"folder": str(path), **{key: models[name][1].get(key) for key in MODEL_FACTS}}
@@ -86,11 +87,12 @@ def train_relative_reward(
         },
         **(extra or {}),
     }
-    given = {"base": base_data, "expert": expert_data}
-    sets = {
-        name: data if data is not None else read_trajectories(models[name][1]["data"])
-        for name, data in given.items()
-    }
+    sets = {}
+    for name, data in (("base", base_data), ("expert", expert_data)):
+        sets[name] = data if data is not None else read_trajectories(models[name][1]["data"])
+        _require_same_task(name, models[name][1], sets[name])
+        if data is not None:
+            facts[name]["data"] = str(data.folder)
     pair = {name: model for name, (model, _) in models.items()}
     with seeded(device, config.seed):
         sizes = pair["base"].config
@@ -117,6 +119,19 @@ def _batches(data: TrajectorySet, base: Diffuser) -> dict[str, WindowBatches]:
         split: WindowBatches(vectors, data.split(split).windows(config.horizon, config.padding))
         for split in ("train", "validation")
     }
+
+
+def _require_same_task(name: str, model: Mapping[str, Any], data: TrajectorySet) -> None:
+    """Refuses windows that a diffuser has never seen the like of.
+
+    Raises:
+        ValueError: naming both tasks.
+    """
+    if model["task"] != data.index["task"]:
+        raise ValueError(
+            f"the {name} diffuser is one of {model['task']!r}, {data.folder} holds trajectories of "
+            f"{data.index['task']!r}: give {name}_data of the same task, or leave it out"
+        )
 
 
 def require_pair(base: Diffuser, expert: Diffuser, base_name: str | Path, expert_name: str | Path) -> None:

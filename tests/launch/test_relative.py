@@ -117,6 +117,14 @@ def test_refusals(tmp_path):
         relative(compose("relative", ["domain=mase"]))
     with pytest.raises(UsageError, match="needs base=<folder of a diffuser>"):
         relative(compose("relative", ["action=train", "domain=maze"]))
+    for action, domain, key in (
+        ("all", "maze", "base"),
+        ("evaluate", "locomotion", "expert_data"),
+        ("train", "toy", "base"),
+    ):
+        words = [f"action={action}", f"domain={domain}", f"{key}={tmp_path}"]
+        with pytest.raises(UsageError, match=f"^{key}= is for `relative.py train domain=maze"):
+            relative(compose("relative", words))
     with pytest.raises(UsageError, match="needs data=<folder of trajectories>"):
         with_family_of_the_data(["stage=diffuser"])
     with pytest.raises(FileNotFoundError, match="no trajectories at"):

@@ -163,3 +163,16 @@ def test_no_pair_is_refused(pair, tmp_path):
         load_relative_reward(tmp_path / "nothing")
     with pytest.raises(ValueError, match="describes a 'diffuser' model, expected 'relative_reward'"):
         load_relative_reward(pair / "base")
+
+
+def test_trajectories_from_elsewhere_are_of_the_same_task_and_remembered(pair, tmp_path):
+    other = walks(tmp_path / "other", 0.5, "expert")
+    folders = pair / "base", pair / "expert", tmp_path / "r"
+    train_relative_reward(TRAINING, MLP, *folders, expert_data=other)
+    _, facts = load_relative_reward(tmp_path / "r")
+    assert (facts["base"]["data"], facts["expert"]["data"]) == (str(pair / "slow"), str(other.folder))
+    elsewhere = replace(other, index={**other.index, "task": "pointmaze-large"})
+    message = "base diffuser is one of 'pointmaze-test', .* of 'pointmaze-large': give base_data"
+    with pytest.raises(ValueError, match=message):
+        train_relative_reward(TRAINING, MLP, *folders[:2], tmp_path / "new", base_data=elsewhere)
+    assert not (tmp_path / "new").exists()
