@@ -256,12 +256,13 @@ def _settings(config: DictConfig, against: tuple[str, ...] | None) -> BenchSetti
             "what=estimators judges videos with a trained video model: give checkpoint=<folder of pretrain.py "
             "stage=video> and data=<folder with expert/, random/ and noisy/ of collect.py>"
         )
-    folders: dict[str, Path | None] = {"checkpoint": None, "data": None}
-    for key in folders:
-        if config[key] is not None:
-            folders[key] = absolute_path(str(config[key]), key)
-            if not folders[key].is_dir():  # type: ignore[union-attr]
-                raise UsageError(f"{key}: there is no folder {folders[key]}")
+    folders = {
+        key: None if config[key] is None else absolute_path(str(config[key]), key)
+        for key in ("checkpoint", "data")
+    }
+    for key, folder in folders.items():
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"{key}: there is no folder {folder}")
     stream = sys.stderr if config.json else sys.stdout
     return BenchSettings(
         rounds=config.rounds,
