@@ -11,7 +11,7 @@ import numpy as np
 
 from actors.envs.registry import EnvConfig, make_env
 from actors.policy import NO_VERSION, Policy
-from actors.recording import EpisodeRecorder, run_wave, waves
+from actors.recording import run_wave, waves
 from actors.seeding import indexed_seed
 from models.episode import Episode
 from models.intervals import wilson_interval
@@ -101,23 +101,27 @@ class Evaluator:
         started = time.perf_counter()
         seeds = [indexed_seed("evaluation", seed, i) for i in range(episodes)]
         ids = [f"evaluation-v{weight_version}-s{seed}-{i}" for i in range(episodes)]
-        recorders: list[EpisodeRecorder] = []
+        built: list[Episode] = []
+        dense_returns: list[float] = []
         for wave in waves(episodes, len(self._envs)):
-            recorders += run_wave(
+            recorders = run_wave(
                 self._envs,
                 self._env_config.task,
                 _pick(ids, wave),
                 _pick(seeds, wave),
                 lambda frames: policy.act(frames, None),
             )
+            # Built at once: a recorder holds its frames a second time.
+            built += [recorder.build() for recorder in recorders]
+            dense_returns += [recorder.dense_return for recorder in recorders]
             if on_progress is not None:
-                on_progress(len(recorders))
+                on_progress(len(built))
         return EvaluationResult(
             task=self._env_config.task,
             weight_version=weight_version,
-            episodes=tuple(recorder.build() for recorder in recorders),
+            episodes=tuple(built),
             seeds=tuple(seeds),
-            dense_returns=tuple(recorder.dense_return for recorder in recorders),
+            dense_returns=tuple(dense_returns),
             wall_s=time.perf_counter() - started,
         )
 
