@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,9 +47,19 @@ def run_verb(
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    """Folder with data/expert, data/random, codec and video of a tiny reward model."""
-    folder = tmp_path_factory.mktemp("tiny")
+def tiny(tmp_path_factory, worker_id) -> Path:
+    """Folder with data/expert, data/random, codec and video of a tiny reward model; several processes share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tiny"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make_tiny(folder)
+            (folder / "complete").touch()
+    return folder
+
+
+def make_tiny(folder: Path) -> None:
     common = [o for o in TINY if o.startswith(("task", "env"))]
     run_verb("collect", *common, "env.episode_steps=60", "episodes=10", f"out={folder}/data/expert")
     run_verb(
@@ -65,4 +77,3 @@ def tiny(tmp_path_factory) -> Path:
     ]
     run_verb("pretrain", *pretrain, "stage=codec", f"out={folder}/codec")
     run_verb("pretrain", *pretrain, "stage=video", f"codec_checkpoint={folder}/codec", f"out={folder}/video")
-    return folder

@@ -25,8 +25,6 @@ from models.files import write_json
 from tests.launch.conftest import run_verb
 from tests.launch.test_training import SMALL
 
-pytestmark = pytest.mark.ray
-
 PLAN = Plan(
     name="small",
     title="Two rewards",
@@ -150,6 +148,7 @@ def finished_run(path, total):
     (Path(path) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
 
+@pytest.mark.ray("runs")
 def test_an_experiment_runs_once_and_its_report_has_its_numbers(tmp_path):
     train = ["preset=laptop", "total_agent_steps=200", *SMALL[1:]]
     plan = [

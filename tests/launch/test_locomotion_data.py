@@ -20,8 +20,6 @@ from models.files import read_json, write_json
 from models.trajectories import read_trajectories
 from tests.launch.conftest import ROOT, run_verb
 
-pytestmark = pytest.mark.ray
-
 
 def episode(first: int, length: int, *, terminated: bool = False, id_: str = "", start: int = 0):
     """Steps `start` to `start + length` of an episode whose observations and rewards count up from `first`."""
@@ -155,6 +153,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.ray("runs")
 def test_kill_resume_base_expert(tmp_path):
     training, base, expert = tmp_path / "sac", tmp_path / "base", tmp_path / "expert"
     command = ["task=hopper", f"training={training}", *SMALL]

@@ -21,8 +21,6 @@ from launch.ray_metrics import RayMetrics, prometheus_name
 from tests.launch.conftest import ROOT
 from tests.launch.test_training import SMALL, rows, start
 
-pytestmark = pytest.mark.ray
-
 DASHBOARD = json.loads((ROOT / "launch/grafana/diffusion_reward.json").read_text())
 LABELS = {"run": "watched", "task": "door-close", "reward": "diffusion_likelihood"}
 
@@ -126,6 +124,7 @@ def samples(port: int) -> dict[str, SimpleNamespace]:
     return {s.name: SimpleNamespace(**s._asdict()) for family in families for s in family.samples}
 
 
+@pytest.mark.ray("runs")
 def test_a_run_shows_the_numbers_of_metrics_jsonl_at_its_endpoint(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     port, run = free_port(), tmp_path / "watched"

@@ -22,8 +22,6 @@ from learner.replay import EpisodeStore, ReplayConfig
 from learner.replay_actor import ReplayShard
 from tests.learner.helpers import ACTION_DIM, make_episode
 
-pytestmark = pytest.mark.ray
-
 CONFIG = {"total_agent_steps": 10, "overrides": ["seed=3"]}
 
 

@@ -26,8 +26,6 @@ from launch.train_expert import ExpertTraining, TrainExpertSettings, run, with_o
 from models.videos import read_videos
 from tests.launch.conftest import ROOT, run_verb
 
-pytestmark = pytest.mark.ray
-
 SMALL = [
     "task=drawer-close",
     "env.episode_steps=25",
@@ -138,6 +136,7 @@ def newest(out) -> tuple[dict, float, int]:
     return counters, float(np.exp(log_temperature)), transitions
 
 
+@pytest.mark.ray("runs")
 def test_kill_resume_stop_finish_collect(tmp_path, start):
     out = tmp_path / "expert"
     process = start(*SMALL, "total_agent_steps=100000", f"out={out}")

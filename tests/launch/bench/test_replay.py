@@ -16,8 +16,6 @@ from launch.bench.settings import BenchSettings
 from learner.batch import to_tensors
 from learner.replay import EpisodeStore
 
-pytestmark = pytest.mark.ray
-
 EPISODES = replay_work.make_episodes(3, seed=0)
 COMMON = {
     "batch_size": replay_work.BATCH_SIZE,
@@ -77,6 +75,7 @@ def test_the_check_finds_a_wrong_frame_a_wrong_return_and_a_wrong_type(tmp_path)
         replay_work.checked(batch._replace(reward=batch.reward.double()), EPISODES)
 
 
+@pytest.mark.ray("runs")
 def test_measure_compares_both_ways_of_sampling():
     """Starts a local Ray."""
     results = replay.measure(bench_settings(against=("dataloader",)))

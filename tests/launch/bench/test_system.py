@@ -18,8 +18,6 @@ from launch.bench.settings import BenchSettings
 from launch.bench.workload import make_workload
 from reward_service.contract import episode_seed, reward_class
 
-pytestmark = pytest.mark.ray
-
 TINY = (
     "env.episode_steps=10",
     "limiter.min_steps=20",
@@ -80,6 +78,7 @@ def test_sequential_training_stores_the_rewards_of_the_reward_model(sequential):
     np.testing.assert_allclose(episode.learned_rewards, expected[1:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.ray("runs")
 def test_race_against_ray_does_equal_work(monkeypatch):
     case = system.Case("tiny", "laptop", TINY, window_steps=40, rounds=1)
     monkeypatch.setattr(system, "cases", lambda settings: [case])
