@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -34,6 +33,7 @@ from launch.interrupts import end_with_parent
 from launch.paths import absolute_path
 from launch.progress import Progress
 from models.episode import Episode
+from models.files import new_folder
 from models.videos import write_videos
 
 # Seeds are drawn per stream, so that the videos do not depend on the number of processes.
@@ -124,10 +124,8 @@ def collect(config: DictConfig) -> int:
     facts = describe_gl()
     warning = f". WARNING: {facts.warning}" if facts.warning else ""
     print(f"[collect] rendering with {facts}{warning}", flush=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
     seeds: list[int] = []
-    try:
+    with new_folder(out) as partial:
         count = write_videos(
             partial,
             collect_all(settings, seeds),
@@ -145,10 +143,6 @@ def collect(config: DictConfig) -> int:
                 "expert": settings.expert,
             },
         )
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     print(f"[collect] {count} {settings.behaviour} videos of {settings.env.task}: {out}")
     return 0
 

@@ -13,7 +13,6 @@ are read as they are by pretrain.py and score.py; only reward=amp needs them con
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +36,7 @@ from launch.official_dataset import (
 )
 from launch.paths import absolute_path
 from models import official
+from models.files import new_folder
 from models.official import OfficialFile
 from models.videos import VideoSet, write_videos
 from models.vqgan import VQGAN
@@ -128,10 +128,8 @@ def _convert_dataset(config: DictConfig) -> int:
             )
     for videos in sets:
         out = root / videos.task / "expert"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial-") as partial:
-            _write_dataset(Path(partial) / out.name, videos)
-            (Path(partial) / out.name).rename(out)
+        with new_folder(out) as partial:
+            _write_dataset(partial, videos)
         print(f"[convert] {len(videos.episodes)} videos of {videos.task}: {out}", flush=True)
     return 0
 

@@ -5,9 +5,7 @@ python launch/collect.py task=adroit-door source=minari:D4RL/door/expert-v2 epis
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from actors.replaying import REPLAYS, Recording, Replayer
 from launch.cli import UsageError, build
 from launch.progress import Progress
 from models.episode import Episode
+from models.files import new_folder
 from models.videos import write_videos
 
 # Which recorded environments are ours: same models, same state, same actions (rewards are not used).
@@ -100,10 +99,8 @@ def import_minari(config: DictConfig, out: Path) -> int:
         f"{settings.minari_replay} in {settings.env.task}, {settings.env.action_repeat} recorded steps to a frame",
         flush=True,
     )
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
     tally = Tally()
-    try:
+    with new_folder(out) as partial:
         count = write_videos(
             partial,
             replay(dataset, settings, tally),
@@ -125,10 +122,6 @@ def import_minari(config: DictConfig, out: Path) -> int:
                 + ("; try minari_replay=state" if settings.minari_replay == "actions" else "")
                 + ", or keep_failures=true with another behaviour="
             )
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     print(
         f"[collect] {count} {settings.behaviour} videos of {settings.env.task}: {out}. Replayed {tally.played}, of which "
         f"{tally.successes} succeed in our environment; asked for {settings.episodes}"

@@ -8,8 +8,6 @@ A reward that a policy has found a way around gives these videos more than an ex
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from launch.settings import TrainSettings
 from launch.train import train_settings
 from learner.replay import EpisodeStore
 from models.episode import Episode
+from models.files import new_folder
 from models.videos import write_videos
 
 TAKEN = ("source", "path", "behaviour", "episodes", "only_failures", "validation_every", "out")
@@ -78,9 +77,7 @@ def import_run(config: DictConfig, out: Path) -> int:
     if not episodes:
         wanted = "failed episodes" if settings.only_failures else "episodes"
         raise UsageError(f"the replay of {folder.path} has no {wanted}; let the run go on, then try again")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with new_folder(out) as partial:
         write_videos(
             partial,
             episodes,
@@ -92,10 +89,6 @@ def import_run(config: DictConfig, out: Path) -> int:
             validation_every=settings.validation_every,
             extra={"source": "run", "first": episodes[0].episode_id, "last": episodes[-1].episode_id},
         )
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     successes = sum(episode.is_success for episode in episodes)
     print(
         f"[collect] {len(episodes)} {settings.behaviour} videos of {env.task}, {successes} of them a success "

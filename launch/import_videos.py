@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from launch.paths import absolute_path
 from launch.progress import Progress
 from launch.video_sources import Found, find_sources
 from models.episode import Episode
+from models.files import new_folder
 from models.videos import OWN_DOMAIN, RECORDED, RenderSettings, frames_only, write_videos
 
 # What nobody but the user can know of a simulator task's videos.
@@ -129,9 +128,7 @@ def import_videos(config: DictConfig, out: Path) -> int:
     render = settings.render(fps)
     repeat = settings.env.action_repeat if settings.name is None else 1
     _announce(settings, sources, render, repeat)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with new_folder(out) as partial:
         count = write_videos(
             partial,
             decode_all(settings, sources),
@@ -145,10 +142,6 @@ def import_videos(config: DictConfig, out: Path) -> int:
             has_rewards=False,
             extra=_extra(settings, sources, fps),
         )
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     print(f"[collect] {count} {settings.behaviour} videos of {settings.task}: {out}")
     return 0
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
+import shutil
 import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -111,6 +113,50 @@ def hold_folder(folder: str | Path) -> None:
         raise RuntimeError(
             f"another process is training in {folder}; wait for it, or choose another folder"
         ) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into. It gets the name `path` when the block ends well, and is gone when it does not.
+
+    What a killed process has left of the same folder is removed: nobody holds its lock.
+
+    Raises:
+        OSError: if `path` has come to hold something in the meantime.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.partial-"
+    for lock in path.parent.glob(f"{glob.escape(prefix)}*/{LOCK_FILE}"):
+        if _is_let_go(lock):
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as partial:
+        begun = Path(partial) / f"{LOCK_FILE}.new"
+        lock_file = os.open(begun, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with suppress(OSError):  # without locks, nothing is ever let go
+                fcntl.flock(lock_file, fcntl.LOCK_EX)
+            begun.rename(begun.with_name(LOCK_FILE))
+            folder = Path(partial) / path.name
+            folder.mkdir()
+            yield folder
+            folder.rename(path)
+        finally:
+            os.close(lock_file)
+
+
+def _is_let_go(lock: Path) -> bool:
+    """Whether the process that locked a file has ended; no where that cannot be known."""
+    try:
+        handle = os.open(lock, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def checksum(path: str | Path) -> str:

@@ -9,17 +9,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from models.files import read_json, write_json
+from models.files import new_folder, read_json, write_json
 
 FORMAT_VERSION = 1
 KIND = "trajectories"
@@ -86,8 +84,8 @@ class TrajectoryWriter:
             "extra": dict(extra or {}),
         }
         self.ends: list[int] = []
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._part = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.folder.name}."))
+        self._place = ExitStack()
+        self._part = self._place.enter_context(new_folder(self.folder))
         self._files: dict[str, BinaryIO] = {n: (self._part / f"{n}.raw").open("wb") for n in self.sizes}
 
     @property
@@ -146,14 +144,14 @@ class TrajectoryWriter:
             raise FileExistsError(
                 f"{self.folder} appeared while it was being written; nothing is overwritten"
             )
-        self._part.chmod(0o755)
-        os.replace(self._part, self.folder)
+        self._place.close()
 
     def abort(self) -> None:
         """Removes what was written."""
         for file in self._files.values():
             file.close()
-        shutil.rmtree(self._part, ignore_errors=True)
+        with suppress(InterruptedError), self._place:
+            raise InterruptedError
 
     def __enter__(self) -> TrajectoryWriter:
         return self

@@ -10,8 +10,12 @@ import sys
 
 import pytest
 
-from models.files import hold_folder, try_lock
+from models.files import hold_folder, new_folder, try_lock
 
+WRITE = """
+import sys; from pathlib import Path; from models.files import new_folder
+with new_folder(Path(sys.argv[1])) as folder: (folder / "part").write_text(""); print("begun", flush=True); sys.stdin.read()
+"""
 HOLD = "import sys; from models.files import hold_folder; hold_folder(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 
 
@@ -48,3 +52,35 @@ def test_a_lock_that_fails_otherwise_leaves_no_file_open(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Input/output error"):
         try_lock(tmp_path / "file")
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_new_folder_appears_only_when_it_is_whole(tmp_path):
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "data/videos") as folder:
+        (folder / "part").write_text("")
+        raise KeyboardInterrupt
+    assert list((tmp_path / "data").iterdir()) == []
+    with new_folder(tmp_path / "data/videos") as folder:
+        (folder / "part").write_text("")
+    assert [path.name for path in (tmp_path / "data").rglob("*")] == ["videos", "part"]
+
+
+def test_what_a_kill_left_of_a_new_folder_is_removed_and_nothing_else(tmp_path):
+    path = tmp_path / "videos [2]"
+    for other in (
+        f".{path.name}.partial-7",
+        ".other.partial-7",
+    ):  # with no lock, of a former version; of another folder
+        (tmp_path / other).mkdir()
+    before = set(tmp_path.iterdir())
+    command = [sys.executable, "-c", WRITE, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"begun\n"
+        (begun,) = set(tmp_path.iterdir()) - before
+        with new_folder(path):
+            assert (begun / path.name / "part").exists()  # somebody is writing there
+        path.rmdir()
+        first.kill()
+    assert begun.exists()
+    with new_folder(path):
+        assert not begun.exists()
+    assert set(tmp_path.iterdir()) == before | {path}
