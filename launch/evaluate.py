@@ -23,7 +23,7 @@ from launch.progress import Progress
 from launch.run_folder import RunFolder
 from launch.settings import FINAL_SEED_OFFSET, TrainSettings, train_settings
 from models.episode import Episode
-from models.files import write_json
+from models.files import new_folder, write_json
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def evaluate_run(config: DictConfig) -> int:
-    """Rolls out the policy's mean action on fresh scenes and writes summary and videos.
+    """Rolls out the policy's mean action on fresh scenes and writes summary and videos, in a folder that appears when it is whole.
 
     Raises:
         UsageError: if the run or its checkpoint is missing, the output folder exists, or a number is bad.
@@ -60,9 +60,9 @@ def evaluate_run(config: DictConfig) -> int:
 
     summary, episodes = roll_out(settings, checkpoint, int(config.episodes), int(seed))
     summary |= {"checkpoint": str(checkpoint), "seed": int(seed), **counts}
-    out.mkdir(parents=True)
-    _write_videos(out, settings, reward, episodes[: config.videos])
-    write_json(out / "summary.json", summary)
+    with new_folder(out) as partial:
+        _write_videos(partial, settings, reward, episodes[: config.videos])
+        write_json(partial / "summary.json", summary)
     print(
         f"{settings.env.task}: success {summary['success_rate']:.0%} of {summary['episodes']} episodes "
         f"[95 %: {summary['success_low']:.0%} to {summary['success_high']:.0%}] after {summary['agent_steps']:,} agent "

@@ -25,7 +25,7 @@ from launch.cli import UsageError, build, suggest
 from launch.official_dataset import is_official, read_one
 from launch.paths import absolute_path
 from launch.pretrain import choose_device
-from models.files import write_json
+from models.files import new_folder, write_json
 from models.videos import SPLITS, VideoSet, read_videos
 from reward_service.contract import FrameReward, reward_class
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def score(config: DictConfig) -> int:
-    """Scores `videos`, then each set of `against`, and writes CSV, plot and summary.
+    """Scores `videos`, then each set of `against`, and writes CSV, plot and summary into a folder that appears when it is whole.
 
     Raises:
         UsageError: for a bad split, a reward that is not frozen, or an output folder that exists.
@@ -74,11 +74,11 @@ def score(config: DictConfig) -> int:
         score_other(reward, source, videos, config.split, int(config.seed), config.upside_down)
         for source in _sources(config.against)
     ]
-    out.mkdir(parents=True)
-    write_csv(out / "rewards.csv", [first, *others])
     summary = summarise(first, others)
-    write_json(out / "summary.json", {"checkpoint": str(checkpoint), **summary})
-    plot(out / "rewards.png", [first, *others], f"{videos.task}, {config.reward.name} reward")
+    with new_folder(out) as partial:
+        write_csv(partial / "rewards.csv", [first, *others])
+        write_json(partial / "summary.json", {"checkpoint": str(checkpoint), **summary})
+        plot(partial / "rewards.png", [first, *others], f"{videos.task}, {config.reward.name} reward")
     _print(summary, out)
     return 0
 

@@ -192,6 +192,28 @@ def test_a_run_that_still_trains_may_delete_the_checkpoint_that_is_evaluated(mon
     assert {key: summary[key] for key in counters} == counters and summary["seed"] == 1_000_000
 
 
+def test_an_evaluation_cut_off_among_its_videos_can_be_made_again(monkeypatch, tmp_path):
+    folder = RunFolder.create(
+        tmp_path / "run", compose("train", ["task=reach", "reward=sparse", "preset=laptop"])
+    )
+    folder.save_checkpoint(5, lambda path: None, {"agent_steps": 5, "frames": 15, "updates": 2}, keep=1)
+    monkeypatch.setattr(evaluate, "roll_out", lambda *_: (dict(SUMMARY), []))
+    out = tmp_path / "out"
+    config = OmegaConf.create(
+        {"run": str(folder.path), "episodes": 2, "videos": 1, "seed": None, "out": str(out)}
+    )
+
+    def cut_off(*_: object) -> None:
+        assert not out.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluate, "_write_videos", cut_off)
+        evaluate.evaluate_run(config)
+    assert evaluate.evaluate_run(config) == 0
+    assert [path.name for path in out.iterdir()] == ["summary.json"]
+
+
 @pytest.mark.parametrize("given", [{"videos": 1.5}, {"episodes": 2.5}, {"seed": "first"}])
 def test_numbers_are_refused_before_the_rollouts(tmp_path, given):
     command = {"run": str(tmp_path), "episodes": 2, "videos": 1, "seed": None, "out": None, **given}
