@@ -34,7 +34,7 @@ from launch.paths import absolute_path
 from launch.progress import Progress
 from models.episode import Episode
 from models.files import new_folder
-from models.videos import write_videos
+from models.videos import require_held_out, write_videos
 
 # Seeds are drawn per stream, so that the videos do not depend on the number of processes.
 STREAMS = 16
@@ -85,6 +85,7 @@ class CollectSettings:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}")
         if self.validation_every < 0:
             raise ValueError(f"validation_every must not be negative, got {self.validation_every}")
+        require_held_out(self.behaviour, self.episodes, self.validation_every)
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
 

@@ -21,7 +21,7 @@ from launch.cli import UsageError, build
 from launch.progress import Progress
 from models.episode import Episode
 from models.files import new_folder
-from models.videos import write_videos
+from models.videos import require_held_out, write_videos
 
 # Which recorded environments are ours: same models, same state, same actions (rewards are not used).
 ENVIRONMENTS = {
@@ -66,6 +66,7 @@ class MinariSettings:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}")
         if self.validation_every < 0:
             raise ValueError(f"validation_every must not be negative, got {self.validation_every}")
+        require_held_out(self.behaviour, self.episodes, self.validation_every)
         if self.env.task not in ENVIRONMENTS:
             raise ValueError(
                 f"recordings of task {self.env.task!r} cannot be replayed; tasks that can: {', '.join(ENVIRONMENTS)}"

@@ -26,7 +26,7 @@ from launch.progress import Progress
 from launch.video_sources import Found, find_sources
 from models.episode import Episode
 from models.files import new_folder
-from models.videos import OWN_DOMAIN, RECORDED, RenderSettings, frames_only, write_videos
+from models.videos import OWN_DOMAIN, RECORDED, RenderSettings, frames_only, require_held_out, write_videos
 
 # What nobody but the user can know of a simulator task's videos.
 DECLARED = ("env.render.quality", "env.render.camera", "env.action_repeat")
@@ -117,13 +117,15 @@ def import_videos(config: DictConfig, out: Path) -> int:
 
     Raises:
         UsageError: if a setting is bad, or videos cannot be used; every one of them is named.
+        ValueError: if none would be held out.
         FileNotFoundError: if there are no videos.
     """
     settings = _settings(config)
     groups = find_sources(absolute_path(settings.path, "path"))
     sources = _probe(groups, settings.source_fps)
     splits = [group.split for group in groups if group.split is not None] or None
-    _require_validation(settings, len(sources), splits)
+    if splits is None:
+        require_held_out(settings.behaviour, len(sources), settings.validation_every)
     fps = _frame_rate(settings, sources)
     render = settings.render(fps)
     repeat = settings.env.action_repeat if settings.name is None else 1
@@ -199,15 +201,6 @@ def _refuse(problems: Sequence[str], total: int) -> None:
         listed = "\n  ".join(problems)
         raise UsageError(
             f"{len(problems)} of {total} videos cannot be used; nothing was written. Repair or move them:\n  {listed}"
-        )
-
-
-def _require_validation(settings: ImportSettings, count: int, splits: Sequence[str] | None) -> None:
-    every = settings.validation_every
-    if splits is None and settings.behaviour == "expert" and 0 < count < every:
-        raise UsageError(
-            f"{count} videos and validation_every={every} hold none out, and pretraining needs both kinds: choose a "
-            "smaller validation_every, or folders train/ and test/. For videos that are only scored: validation_every=0"
         )
 
 

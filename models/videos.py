@@ -160,6 +160,19 @@ def write_videos(
     return len(records)
 
 
+def require_held_out(behaviour: str, count: int, validation_every: int) -> None:
+    """Refuses so few expert videos that none would be held out, before the work of making them.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if behaviour == "expert" and 0 < count < validation_every:
+        raise ValueError(
+            f"{count} videos and validation_every={validation_every} hold none out, and pretraining needs both kinds: "
+            "choose a smaller validation_every, or for videos of your own folders train/ and test/. For videos that are only scored: validation_every=0"
+        )
+
+
 def _split(number: int, validation_every: int) -> str:
     is_validation = validation_every > 0 and number % validation_every == validation_every - 1
     return "validation" if is_validation else "train"

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from actors.envs.registry import EnvConfig
 from launch import collect
 from launch.cli import compose
+from launch.import_minari import MinariSettings
 from tests.launch.conftest import ROOT
 
 SMALL = ["task=reach", "env.render.height_px=16", "env.render.width_px=16"]
@@ -89,6 +91,20 @@ def test_a_recorded_data_set_may_have_a_label_of_its_own(tmp_path, monkeypatch):
     given = ["task=adroit-door", "source=minari:D4RL/door/human-v2", "behaviour=human"]
     assert collect.collect(compose("collect", given)) == 0
     assert imported == [("minari:D4RL/door/human-v2", "human", tmp_path / "data" / "adroit-door" / "human")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        (collect.CollectSettings, {"env": EnvConfig("reach")}),
+        (MinariSettings, {"source": "minari:D4RL/door/expert-v2", "env": EnvConfig("adroit-door")}),
+    ],
+)
+def test_expert_videos_of_which_none_would_be_held_out_are_refused(settings, given):
+    with pytest.raises(ValueError, match="4 videos and validation_every=5 hold none out"):
+        settings(**given, episodes=4)
+    for fine in ({"validation_every": 4}, {"validation_every": 0}, {"behaviour": "random"}):
+        settings(**given, episodes=4, **fine)
 
 
 def test_a_folder_may_have_a_number_for_a_name(tmp_path, monkeypatch):
