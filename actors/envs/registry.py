@@ -87,7 +87,7 @@ def task_set(name: str) -> tuple[str, ...]:
         ValueError: if there is no such set, naming the nearest one.
     """
     if name not in TASK_SETS:
-        near = difflib.get_close_matches(name, TASK_SETS, n=1)
+        near = difflib.get_close_matches(str(name), TASK_SETS, n=1)  # task_set=3 comes as a number
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"task_set {name!r} is unknown; {hint}Known sets: {', '.join(TASK_SETS)}")
     return TASK_SETS[name]

@@ -93,6 +93,11 @@ def test_a_recorded_data_set_may_have_a_label_of_its_own(tmp_path, monkeypatch):
     assert imported == [("minari:D4RL/door/human-v2", "human", tmp_path / "data" / "adroit-door" / "human")]
 
 
+def test_a_task_set_that_is_a_number_is_unknown():
+    with pytest.raises(ValueError, match="task_set 3 is unknown; Known sets: metaworld7"):
+        collect.collect(compose("collect", ["task_set=3"]))
+
+
 @pytest.mark.parametrize(
     ("settings", "given"),
     [

@@ -69,7 +69,6 @@ def test_score_writes_a_row_per_frame_and_the_aucs(tiny, tmp_path):
         ("score", ["videos={tiny}/data/expert", "reward=rnd"], "gives a video no fixed value"),
         ("collect", ["task_set=metaworld8"], "did you mean 'metaworld7'"),
         ("collect", ["source=videos", "path={tmp}", "name=tea", "episodes=3"], "episodes mean nothing there"),
-        ("collect", ["episodes=3"], "3 videos and validation_every=5 hold none out"),
         ("collect", ["only_failures=true"], "leave them out, or say source=run"),
         ("collect", ["keep_failures=true", "fps=3"], "fps, keep_failures mean nothing there"),
         ("collect", ["source=minari:D4RL/door/expert-v2", "seed=1"], "seed mean nothing there"),
