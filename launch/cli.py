@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,7 +36,7 @@ class UsageError(ValueError):
 def suggest(name: str, valid: Iterable[str]) -> str:
     """A sentence with the nearest valid names, then all of them."""
     valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     shown = ", ".join(valid[:40]) + (", ..." if len(valid) > 40 else "")
     return f"{hint}Valid: {shown}"
@@ -86,6 +87,27 @@ def _check_type(key: str, config: DictConfig, value: Any) -> None:
         return
     if not fits:
         raise UsageError(f"{key} must be {expected}, got {value!r}")
+
+
+def _read_value(parser: OverridesParser, override: str) -> Any:
+    """What Hydra's grammar makes of the value of an override.
+
+    Raises:
+        UsageError: saying how to quote what it does not have, or takes for several values.
+    """
+    key, _, text = override.partition("=")
+    try:
+        parsed = parser.parse_override(override)
+        if not parsed.is_sweep_override():
+            return parsed.value()
+        problem = "it stands for several values"
+    except HydraException as error:
+        problem = str(error).strip().splitlines()[0]
+    quoted = text.replace("'", "\\'")
+    raise UsageError(
+        f"cannot read {override!r}: {problem}. A value with other characters than letters, digits and -_./: needs quotes, "
+        f"and these need quotes for the shell: \"{key}='{quoted}'\"; a list needs brackets: {key}=[1,2]"
+    )
 
 
 def _verb_groups(verb: str) -> list[str]:
@@ -162,20 +184,18 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
         parser = OverridesParser.create()
         selecting = {selector for selector, _ in CHOSEN.values()}
         selectors = {
-            o.partition("=")[0]: parser.parse_override(o).value()
-            for o in overrides
-            if o.partition("=")[0] in selecting
+            o.partition("=")[0]: _read_value(parser, o) for o in overrides if o.partition("=")[0] in selecting
         }
         config = _compose(verb, list(chosen.values()), selectors)
         for override in overrides:
             key = override.partition("=")[0]
             if key not in groups:
                 _check_key(key, config)
-                value = parser.parse_override(override).value()
+                value = _read_value(parser, override)
                 _check_type(key, config, value)
                 OmegaConf.update(config, key, value)
         OmegaConf.resolve(config)
-    except (hydra.errors.HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"cannot compose the configuration: {str(error).strip().splitlines()[0]}") from error
     return config
 

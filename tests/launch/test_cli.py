@@ -57,9 +57,22 @@ def test_values_of_another_type(verb, override, message):
         compose(verb, [override])
 
 
-def test_unparsable_value():
-    with pytest.raises(UsageError, match="cannot compose"):
-        compose("train", ["seed=[1"])
+@pytest.mark.parametrize(
+    ("override", "quoted", "value"),
+    [
+        ("out=/tmp/ü (x)", "out='/tmp/ü (x)'", "/tmp/ü (x)"),
+        ("out=it's; x=y", "out='it\\'s; x=y'", "it's; x=y"),
+        ("out=a,b", "out='a,b'", "a,b"),  # in Hydra's grammar two runs
+        ("console=[1", "console='[1'", "[1"),
+        ("bonus=a(b)", "bonus='a(b)'", None),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_told_how_to_be_quoted(override, quoted, value):
+    with pytest.raises(UsageError, match="cannot read") as caught:
+        compose("train", [override])
+    assert f'quotes for the shell: "{quoted}"' in str(caught.value)
+    if value is not None:
+        assert compose("train", [quoted])[override.partition("=")[0]] == value
 
 
 @dataclass(frozen=True)
