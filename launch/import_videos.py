@@ -174,7 +174,11 @@ def _settings(config: DictConfig) -> ImportSettings:
 
 def _probe(groups: Sequence[Found], source_fps: float | None) -> list[Source]:
     """Reads every file's head before the long work, and names all that cannot be read."""
-
+    if source_fps is not None and not any(found.pictures for found in groups):
+        raise UsageError(
+            f"source_fps={source_fps:g} is for image sequences, and there are only video files, which have their own "
+            "times: leave it out; fps= chooses frames by time"
+        )
     sources: list[Source] = []
     problems: list[str] = []
     for found in groups:

@@ -284,6 +284,7 @@ def test_every_bad_video_is_named_and_nothing_is_left(clips, tmp_path):
         ),
         (["path={clips}", "name=mine", "validation_every=0"], "different frame rates"),
         (["path={sequence}", "name=mine", "validation_every=0"], "source_fps="),
+        (["path={clips}/square.mp4", "name=mine", "validation_every=0", "source_fps=25"], "only video files"),
         (["path={clips}/square.mp4", "name=mine", "crop=60"], "crop is [60], expected [x, y, width, height]"),
         (["name=mine"], "source=videos needs path="),
         (["path={clips}", "task_set=metaworld7"], "imports one task"),
