@@ -24,7 +24,7 @@ from models.diffuser.diffuser import Diffuser, load_diffuser
 from models.files import checksum, read_json, write_json
 from models.relative.config import SteeringConfig
 from models.relative.reward import KIND as REWARD_KIND
-from models.relative.reward import RelativeReward, load_relative_reward
+from models.relative.reward import RelativeReward, load_relative_reward, require_pair_of_reward
 from models.relative.steering import reward_push
 from models.trajectories import TrajectorySet
 
@@ -120,9 +120,11 @@ def weights_of(shared: Evaluation, goal: Cell) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: if one is missing.
+        ValueError: if a reward was trained from other diffusers.
     """
     settings = shared.settings
     folders = {"base": settings.diffuser(None), "expert": settings.diffuser(goal)}
+    load_checkpoint_config(folders["expert"], DIFFUSER_KIND)
     for name in _objectives(settings):
         folders[name] = settings.reward(goal, name)
         if name == "discriminator" and not (folders[name] / WEIGHTS_FILE).exists():
@@ -131,8 +133,8 @@ def weights_of(shared: Evaluation, goal: Cell) -> dict[str, str]:
                 "relative_training.objective=discriminator base=... expert=...`, or leave it out with "
                 "maze.discriminator=false"
             )
-        load_checkpoint_config(folders[name], REWARD_KIND)
-    load_checkpoint_config(folders["expert"], DIFFUSER_KIND)
+        facts = load_checkpoint_config(folders[name], REWARD_KIND)
+        require_pair_of_reward(folders[name], facts, folders["base"], folders["expert"])
     return {name: checksum(folder / WEIGHTS_FILE) for name, folder in folders.items()}
 
 

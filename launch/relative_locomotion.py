@@ -46,7 +46,7 @@ from models.checkpoints import WEIGHTS_FILE
 from models.diffuser.diffuser import load_diffuser
 from models.files import write_atomic, write_json
 from models.relative.config import SteeringConfig
-from models.relative.reward import load_relative_reward
+from models.relative.reward import load_relative_reward, require_pair_of_reward
 from models.trajectories import read_trajectories
 
 STEERED = ("discriminator", "relative")
@@ -167,6 +167,7 @@ def load_models(settings: LocomotionSettings, device: torch.device) -> tuple[Mod
 
     Raises:
         FileNotFoundError: if one is missing.
+        ValueError: if a reward was trained from other diffusers.
     """
     folders = {mode: settings.diffuser(mode) for mode in ("base", "expert")}
     base, _ = load_diffuser(folders["base"], device)
@@ -174,7 +175,8 @@ def load_models(settings: LocomotionSettings, device: torch.device) -> tuple[Mod
     rewards = {}
     for objective in STEERED:
         folders[objective] = settings.reward(objective)
-        rewards[objective], _ = load_relative_reward(folders[objective], device)
+        rewards[objective], made = load_relative_reward(folders[objective], device)
+        require_pair_of_reward(folders[objective], made, folders["base"], folders["expert"])
     return Models(base, expert, rewards), {name: _digest(folder) for name, folder in folders.items()}
 
 
@@ -343,6 +345,6 @@ def _train_reward(
     folder = settings.reward(objective)
     chosen = OmegaConf.merge(config, {"relative_training": {"objective": objective}})
     assert isinstance(chosen, DictConfig)
-    if is_trained(folder, "locomotion", trajectory_sections(chosen).of_a_reward()):
-        return
-    reward_from(chosen, settings.diffuser("base"), settings.diffuser("expert"), folder, device)
+    base, expert = settings.diffuser("base"), settings.diffuser("expert")
+    if not is_trained(folder, "locomotion", trajectory_sections(chosen).of_a_reward(base, expert)):
+        reward_from(chosen, base, expert, folder, device)

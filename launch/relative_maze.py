@@ -152,6 +152,6 @@ def _train_reward(
     folder = settings.reward(goal, objective)
     chosen = OmegaConf.merge(config, {"relative_training": {"objective": objective}})
     assert isinstance(chosen, DictConfig)
-    if is_trained(folder, "maze", trajectory_sections(chosen).of_a_reward()):
-        return
-    reward_from(chosen, settings.diffuser(None), settings.diffuser(goal), folder, device)
+    base, expert = settings.diffuser(None), settings.diffuser(goal)
+    if not is_trained(folder, "maze", trajectory_sections(chosen).of_a_reward(base, expert)):
+        reward_from(chosen, base, expert, folder, device)

@@ -15,6 +15,7 @@ from models.diffuser.config import DiffuserConfig, DiffuserTrainingConfig
 from models.files import read_json
 from models.relative.config import RelativeRewardConfig, RelativeTrainingConfig, SteeringConfig
 from models.relative.networks import trajectory_network
+from models.relative.reward import pair_weights
 from models.training_folder import SETTINGS_FILE, SUMMARY_FILE
 
 
@@ -40,9 +41,10 @@ class TrajectorySections(NamedTuple):
         model = {k: v for k, v in asdict(self.diffuser).items() if k not in ("observation_dim", "action_dim")}
         return {"training": asdict(self.diffuser_training), "model": model}
 
-    def of_a_reward(self) -> dict[str, dict[str, Any]]:
-        """What `training.json` of a reward holds of them."""
-        return {"training": asdict(self.reward_training), "model": asdict(self.reward)}
+    def of_a_reward(self, base: Path, expert: Path) -> dict[str, dict[str, Any]]:
+        """What `training.json` of a reward of these diffusers holds of them."""
+        sections = {"training": asdict(self.reward_training), "model": asdict(self.reward)}
+        return {**sections, "weights": pair_weights(base, expert)}
 
 
 def trajectory_sections(config: DictConfig) -> TrajectorySections:
@@ -84,7 +86,7 @@ def is_trained(
     if not (folder / SUMMARY_FILE).exists():
         return False
     saved = read_json(folder / SETTINGS_FILE)
-    common = {name: saved[name].keys() & values.keys() for name, values in wanted.items()}
+    common = {name: saved.get(name, {}).keys() & values.keys() for name, values in wanted.items()}
     require_same_config(
         {name: {key: saved[name][key] for key in keys} for name, keys in common.items()},
         {name: {key: wanted[name][key] for key in keys} for name, keys in common.items()},

@@ -113,9 +113,9 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], resume: bool, produc
                 f"{folder} holds an unfinished training; resume it, or choose another folder"
             )
         hold_folder(folder)
-        # a folder from before the codec was remembered is taken to have had this one
-        codec = {key: settings[key] for key in ("codec",) if key in settings}
-        require_same_config({**codec, **read_json(folder / SETTINGS_FILE)}, settings, folder)
+        # a folder from before the models it starts from were remembered is taken to have had these
+        models = {key: settings[key] for key in ("codec", "weights") if key in settings}
+        require_same_config({**models, **read_json(folder / SETTINGS_FILE)}, settings, folder)
         for name in (STATE_FILE, WEIGHTS_FILE):
             for half_written in folder.glob(f".{name}.*"):  # left by a kill in the middle of a save
                 half_written.unlink()

@@ -23,7 +23,7 @@ from models.diffuser.raster import density_picture
 from models.diffuser.window_batches import WindowBatches, joint_vectors
 from models.relative.config import RelativeRewardConfig, RelativeTrainingConfig
 from models.relative.matching import gradient_matching_loss, matching_target, reward_gradient
-from models.relative.reward import RelativeReward, save_relative_reward
+from models.relative.reward import RelativeReward, pair_weights, save_relative_reward
 from models.training_folder import claim_folder, run_training, seeded
 from models.training_log import Progress
 from models.trajectories import TrajectorySet, read_trajectories
@@ -105,9 +105,15 @@ def train_relative_reward(
         for name, data in sets.items()
         for split, batches in _batches(data, pair["base"]).items()
     }
-    settings = {"training": asdict(config), "model": asdict(network_config), "data": facts}
+    weights = pair_weights(base, expert)
+    settings = {
+        "training": asdict(config),
+        "model": asdict(network_config),
+        "data": facts,
+        "weights": weights,
+    }
     claim_folder(folder, settings, resume, "relative reward", "relative reward")
-    run = _RelativeRun(config, reward, pair, batches, folder, device, facts)
+    run = _RelativeRun(config, reward, pair, batches, folder, device, {**facts, "weights": weights})
     return run_training(run, config, folder, progress)
 
 

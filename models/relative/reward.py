@@ -19,6 +19,7 @@ from models.checkpoints import (
 )
 from models.diffuser.normaliser import Normaliser
 from models.diffuser.schedule import GaussianSchedule, at
+from models.files import checksum
 from models.model_folder import model_config
 from models.relative.config import RelativeRewardConfig
 from models.relative.matching import reward_gradient
@@ -115,6 +116,38 @@ def save_relative_reward(
         **facts,
     }
     save_checkpoint(folder, model, config, overwrite=overwrite)
+
+
+def pair_weights(base: str | Path, expert: str | Path) -> dict[str, str]:
+    """Checksums of two diffusers' weights: one that was trained again is another one."""
+    return {
+        name: checksum(Path(folder) / WEIGHTS_FILE) for name, folder in (("base", base), ("expert", expert))
+    }
+
+
+def require_pair_of_reward(
+    folder: str | Path, facts: Mapping[str, Any], base: str | Path, expert: str | Path
+) -> None:
+    """Refuses a reward beside other diffusers than those it was extracted from; one that remembers none is of these.
+
+    Args:
+        folder: Of the reward, named in the error.
+        facts: Content of its `config.json`.
+        base: Folder of the base diffuser.
+        expert: Folder of the expert diffuser.
+
+    Raises:
+        ValueError: naming the diffuser that was exchanged.
+    """
+    there = pair_weights(base, expert)
+    before = facts.get("weights", there)
+    for name, path in (("base", base), ("expert", expert)):
+        if before[name] != there[name]:
+            raise ValueError(
+                f"the reward {folder} was trained from a {name} diffuser with weights {before[name]}, {path} has "
+                f"{there[name]}: it was trained again since. Train the reward again in another folder, or put the former "
+                "diffuser back"
+            )
 
 
 def load_relative_reward(

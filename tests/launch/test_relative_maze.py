@@ -26,6 +26,7 @@ from launch.maze_report import summarise
 from launch.maze_settings import MazeSettings
 from launch.maze_steering import random_starts, score_plans
 from launch.relative import relative, with_action_and_family
+from models.checkpoints import load_tensors, save_tensors
 from models.diffuser.config import DiffuserConfig
 from models.diffuser.diffuser import Diffuser
 from models.diffuser.normaliser import Normaliser
@@ -270,6 +271,14 @@ def test_everything_from_the_command_line_and_again(tmp_path, capsys):
 
 def the_results_follow_the_models(out, folders, weights):
     evaluate = ("evaluate", *TINY, *folders, f"out={out}")
+    base = weights.parents[2] / "diffuser/pointmaze-umaze/base/weights.pt"
+    first = base.read_bytes()
+    save_tensors(base, {key: value + 0.01 for key, value in load_tensors(base).items()})
+    with pytest.raises(ValueError, match="was trained from a base diffuser with weights"):
+        relative_maze("evaluate", *TINY, *folders, f"out={out}-2")
+    with pytest.raises(ValueError, match=r"weights\.base: .* there, .* asked for"):
+        relative_maze("all", *TINY, *folders, f"out={out}-2")
+    base.write_bytes(first)
     original = weights.read_bytes()
     weights.write_bytes((weights.parents[1] / "pointmaze-umaze-1.3-2.7" / "weights.pt").read_bytes())
     with pytest.raises(UsageError, match="3-1 was evaluated with other weights"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from models.diffuser.diffuser import load_diffuser
 from models.diffuser.diffuser_training import train_diffuser
 from models.relative.config import RelativeRewardConfig, RelativeTrainingConfig
 from models.relative.relative_training import train_relative_reward
-from models.relative.reward import load_relative_reward
+from models.relative.reward import load_relative_reward, require_pair_of_reward
 from models.training_folder import SUMMARY_FILE
+from models.trajectories import read_trajectories
 from tests.models.diffuser.support import SHORT, TINY, Stop, stop_at, walks
 
 MLP = RelativeRewardConfig(window_steps=2, hidden=(16, 8))
@@ -104,6 +107,35 @@ def test_resuming_gives_the_same_weights(pair, tmp_path, objective):
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
     with pytest.raises(FileExistsError, match="already holds a finished relative reward"):
         train(pair, tmp_path / "cut", objective=objective)
+
+
+def test_a_reward_remembers_which_diffusers_it_was_extracted_from(pair, tmp_path):
+    base, expert = shutil.copytree(pair / "base", tmp_path / "base"), pair / "expert"
+    train_relative_reward(TRAINING, MLP, base, expert, tmp_path / "r")
+    _, facts = load_relative_reward(tmp_path / "r")
+    require_pair_of_reward(tmp_path / "r", facts, base, expert)
+    shutil.copy(expert / "weights.pt", base)
+    with pytest.raises(ValueError, match=r"from a base diffuser with weights .*: it was trained again since"):
+        require_pair_of_reward(tmp_path / "r", facts, base, expert)
+    del facts["weights"]  # from before they were remembered
+    require_pair_of_reward(tmp_path / "r", facts, base, expert)
+
+
+def test_a_training_goes_on_only_with_the_diffusers_it_began_with(pair, tmp_path):
+    base = shutil.copytree(pair / "base", tmp_path / "base")
+    given = (TRAINING, MLP, base, pair / "expert", tmp_path / "r")
+    with pytest.raises(Stop):
+        train_relative_reward(*given, progress=stop_at(6), base_data=walks(tmp_path / "other", 0.1, "base"))
+    original = (base / "weights.pt").read_bytes()
+    shutil.copy(pair / "expert" / "weights.pt", base)
+    with pytest.raises(ValueError, match=r"weights\.base: .* there, .* asked for"):
+        train_relative_reward(*given, base_data=read_trajectories(tmp_path / "other"))
+    (base / "weights.pt").write_bytes(original)
+    began = json.loads((tmp_path / "r" / "training.json").read_text())
+    del began["weights"]  # from before they were remembered
+    (tmp_path / "r" / "training.json").write_text(json.dumps(began))
+    train_relative_reward(*given, base_data=read_trajectories(tmp_path / "other"))
+    assert (tmp_path / "r" / SUMMARY_FILE).exists()
 
 
 def test_discriminator_tells_them_apart(pair, tmp_path):
