@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,14 @@ class StableDiffusion:
             int(self.scheduler.config.steps_offset),
             float(self.scheduler.final_alpha_cumprod),
         )
+
+    def weights(self) -> str:
+        """Checksum of the networks that next latents depend on (CRC-32, 8 hex digits); seconds for those of full size."""
+        checksum = 0
+        for network in (self.unet, self.text_encoder):
+            for value in network.state_dict().values():
+                checksum = zlib.crc32(value.cpu().flatten().view(torch.uint8).numpy(), checksum)
+        return f"{checksum:08x}"
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Tensor:
@@ -293,6 +302,7 @@ def stable_diffusion_pairs(
     facts = {
         "model": base.source,
         "expert": None if expert is None else expert.source,
+        "weights": [model.weights() for model in (base, expert) if model is not None],
         "concept": concept,
         "prompt_lines": len(prompts),
         "prompt_sha256": digest,

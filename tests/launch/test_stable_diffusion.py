@@ -17,6 +17,7 @@ pytest.importorskip(
 from launch import stable_diffusion
 from launch.cli import UsageError, compose
 from launch.stable_diffusion import load_stable_diffusion, read_prompts, require_same_latents
+from models.files import read_json, write_json
 from models.images.config import SafeGuidanceConfig
 from models.images.pairs import PairSet
 
@@ -203,6 +204,22 @@ def test_the_command_makes_pairs_that_a_reward_trains_on(tiny, tmp_path):
     assert evaluate(compose("relative", given)) == 0
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {"evaluation.json", "auc_per_step.csv", "histogram.png"}
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_other_weights_under_the_same_path_are_another_network(tiny, tmp_path, part):
+    place = tmp_path / "model"
+    shutil.copytree(tiny, place)
+    run(place, tmp_path / "pairs", tmp_path)
+    run(place, tmp_path / "pairs", tmp_path)
+    shutil.rmtree(place / part)
+    shutil.copytree(save_tiny(tmp_path / "seed1", seed=1) / part, place / part)
+    with pytest.raises(ValueError, match=r"facts\.weights: .* there, .* asked for"):
+        run(place, tmp_path / "pairs", tmp_path)
+    index = read_json(tmp_path / "pairs" / "pairs.json")
+    del index["facts"]["weights"]  # pairs from before they were remembered
+    write_json(tmp_path / "pairs" / "pairs.json", index)
+    run(place, tmp_path / "pairs", tmp_path)
 
 
 def test_an_expert_with_weights_of_its_own(tiny, model, tmp_path):
