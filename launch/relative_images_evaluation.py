@@ -13,7 +13,8 @@ from torch import Tensor
 from launch import relative_images_pictures as pictures
 from launch.digits import NUM_CLASSES, Judge, digit_splits
 from launch.relative_images import ImagesJob, choice_name, predictor
-from models.files import write_atomic, write_json
+from models.checkpoints import WEIGHTS_FILE
+from models.files import checksum, write_atomic, write_json
 from models.images.ddim import DDIMSteps, add_noise
 from models.images.image_training import LabelledImages
 from models.images.pairs import PairSet
@@ -47,7 +48,7 @@ def evaluate_choices(job: ImagesJob) -> int:
 
     Raises:
         FileNotFoundError: if a model or a reward is missing.
-        ValueError: if a reward was trained for other steps or another resolution.
+        ValueError: if a reward was trained for other steps or another resolution, or on pairs of another model.
     """
     model, _ = load_image_model(job.base, job.device)
     digits = digit_splits(job.settings.model.resolution_px)
@@ -83,16 +84,23 @@ def fitting_reward(job: ImagesJob, unsafe: tuple[int, ...]) -> ImageReward:
 
     Raises:
         FileNotFoundError: if it is missing.
-        ValueError: if it was trained for other steps or another resolution.
+        ValueError: if it was trained for other steps or another resolution, or on pairs of another model.
     """
     folder, settings = job.rewards / choice_name(unsafe), job.settings
-    reward, _ = load_image_reward(folder, job.device)
+    reward, meta = load_image_reward(folder, job.device)
     size_px = settings.model.resolution_px
     wanted = (settings.guidance.num_steps, settings.model.channels, size_px, size_px)
     if tuple(reward.mean.shape) != wanted:
         raise ValueError(
             f"the reward of {folder} is for (steps, channels, height, width) {tuple(reward.mean.shape)}, asked for are "
             f"{wanted}: evaluate with the images.guidance.num_steps and images.model.resolution_px of its training"
+        )
+    weights = checksum(job.base / WEIGHTS_FILE)
+    before = meta.get("pairs", {}).get("facts", {}).get("weights", weights)  # older ones remember none
+    if before != weights:
+        raise ValueError(
+            f"the reward of {folder} was trained on pairs of a model with weights {before}, {job.base} has {weights}: "
+            "give base=<the model that made its pairs>"
         )
     return reward
 

@@ -71,11 +71,14 @@ def test_all_goes_from_nothing_to_a_table_and_skips_what_is_done(tmp_path, capsy
     with pytest.raises(ValueError, match=r"evaluate with the images\.guidance\.num_steps"):
         evaluate_choices(job)
 
-    # pairs of a network that was trained again since are not taken for those of the new one
+    # a reward speaks of its own model only, and pairs of a model that was trained again are not taken for the new one's
     model, meta = load_image_model(out / "model")
     with torch.no_grad():
         next(model.parameters()).add_(1.0)
     save_image_model(out / "model", model, {"data": meta["data"]}, overwrite=True)
+    same = compose("relative", [*TINY, f"base={out / 'model'}"])
+    with pytest.raises(ValueError, match="give base=<the model that made its pairs>"):
+        evaluate_choices(replace(job_of(same), rewards=out / "rewards", results=tmp_path / "other"))
     with pytest.raises(ValueError, match=r"facts\.weights: .* there, .* asked for"):
         relative_images.run_all(compose("relative", [*TINY, f"out={out}"]))
 
