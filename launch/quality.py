@@ -39,7 +39,7 @@ from launch.quality_making import (
 from launch.quality_rewards import Scorer, frozen_scorer, learning_scorer, sparse_scorer
 from launch.steps import run_step
 from models.episode import Episode
-from models.files import write_json
+from models.files import write_atomic, write_json
 from models.videos import VideoSet, read_videos
 from reward_service.corruptions import CORRUPTIONS
 from reward_service.quality import compare, progress_correlation
@@ -76,7 +76,7 @@ def quality(config: DictConfig) -> int:
             )
     default = f"quality/{name}_{time.strftime('%Y%m%d-%H%M%S')}"
     out = absolute_path(config.out if config.out is not None else default, "out")
-    if out.exists():
+    if out.exists() and any(path.name != "quality.json" for path in out.iterdir() if path.name[0] != "."):
         raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
     data = _videos(config, tasks)
     checkpoints = absolute_path(str(config.checkpoints), "checkpoints")
@@ -97,13 +97,13 @@ def quality(config: DictConfig) -> int:
         run_step(step, arguments)
     for step, arguments in measuring(config, judged, data, frozen):
         run_step(step, arguments)
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)  # one that was cut off has no table yet, and is judged again
     facts = {"preset": config.preset_name, "models": models, "trained_otherwise": otherwise}
     rows = _judge_all(
         config, judged, frozen, data, lambda rows: write_json(out / "quality.json", {**facts, "rows": rows})
     )
     text = f"{table(means(rows, name))}\n\n{table(rows)}\n"
-    (out / "quality.md").write_text(text)
+    write_atomic(out / "quality.md", lambda file: file.write(text.encode()))
     print(f"\n{text}\nwritten: {out}/quality.md, quality.json")
     return 0
 

@@ -168,6 +168,26 @@ def test_models_that_are_there_are_used_and_what_they_were_trained_with_is_said(
     ] == ["video of reach"]
 
 
+def test_judging_that_was_cut_off_can_be_done_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "collecting", lambda *_: [])
+    monkeypatch.setattr(quality, "table", lambda _: "table")
+    config = compose("quality", ["task=reach", "rewards=[sparse]", f"out={tmp_path}/out"])
+
+    def cut_off(*arguments):
+        arguments[-1]([{"task": "reach"}])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quality, "_judge_all", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        quality.quality(config)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["quality.json"]
+    monkeypatch.setattr(quality, "_judge_all", lambda *_: [])
+    monkeypatch.setattr(quality, "means", lambda *_: [])
+    assert quality.quality(config) == 0
+    with pytest.raises(UsageError, match="already exists; nothing is overwritten"):
+        quality.quality(config)
+
+
 def test_videos_of_a_policy_are_judged_where_there_are_some(tmp_path):
     (tmp_path / "reach/policy").mkdir(parents=True)
     (tmp_path / "reach/policy/index.json").write_text("{}")
