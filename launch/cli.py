@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,6 +90,19 @@ def _check_type(key: str, config: DictConfig, value: Any) -> None:
         raise UsageError(f"{key} must be {expected}, got {value!r}")
 
 
+def path_override(key: str, value: object) -> str:
+    """An override with a path, or a list of paths, whatever letters they have."""
+    if isinstance(value, (list, tuple)):
+        return f"{key}=[{','.join(map(_quoted, value))}]"
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    escaped = text.replace("'", "\\'")
+    return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else f"'{escaped}'"
+
+
 def _read_value(parser: OverridesParser, override: str) -> Any:
     """What Hydra's grammar makes of the value of an override.
 
@@ -103,10 +117,9 @@ def _read_value(parser: OverridesParser, override: str) -> Any:
         problem = "it stands for several values"
     except HydraException as error:
         problem = str(error).strip().splitlines()[0]
-    quoted = text.replace("'", "\\'")
     raise UsageError(
         f"cannot read {override!r}: {problem}. A value with other characters than letters, digits and -_./: needs quotes, "
-        f"and these need quotes for the shell: \"{key}='{quoted}'\"; a list needs brackets: {key}=[1,2]"
+        f'and these need quotes for the shell: "{key}={_quoted(text)}"; a list needs brackets: {key}=[1,2]'
     )
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch import cli
-from launch.cli import UsageError, group_options, suggest
+from launch.cli import UsageError, group_options, path_override, suggest
 from launch.experiment import state_of
 from launch.paths import absolute_path
 from launch.run_folder import RunFolder
@@ -66,7 +66,7 @@ class Demo:
             if is_done():
                 print(f"[demo] {name}: done before", flush=True)
             elif arguments[0] == "train" and state_of(self.out / "run") == "interrupted":
-                self.steps.append(run_step(name, ["train", f"resume={self.out}/run"]))
+                self.steps.append(run_step(name, ["train", path_override("resume", self.out / "run")]))
             else:
                 self.steps.append(run_step(name, arguments))
 
@@ -92,35 +92,42 @@ class Demo:
                 f"episodes={config.expert_episodes if is_expert else config.other_episodes}",
                 f"validation_every={config.validation_every if is_expert else 0}",
                 f"seed={config.seed if is_expert else config.seed + 1}",
-                f"out={data}/{behaviour}",
+                path_override("out", data / behaviour),
             ]
             done = (data / behaviour / "index.json").exists
             yield f"{behaviour} videos", ["collect", *self._common, *self._env, *given], done
 
     def _pretrain(self) -> Iterator[tuple[str, list[str], Callable[[], bool]]]:
         out, data = self.out, self.out / "data"
-        given = [*self._common, f"data={data}/expert", f"seed={self.config.seed}"]
-        codec = ["pretrain", *given, "stage=codec", f"out={out}/codec"]
+        given = [*self._common, path_override("data", data / "expert"), f"seed={self.config.seed}"]
+        codec = ["pretrain", *given, "stage=codec", path_override("out", out / "codec")]
         yield "codec", codec, (out / "codec" / SUMMARY_FILE).exists
-        video = ["pretrain", *given, "stage=video", f"codec_checkpoint={out}/codec", f"out={out}/video"]
+        made = path_override("codec_checkpoint", out / "codec")
+        video = ["pretrain", *given, "stage=video", made, path_override("out", out / "video")]
         yield "video model", video, partial(is_complete, out / "video")
-        against = ",".join([*(f"{data}/{behaviour}" for behaviour in OTHERS), "frozen"])
-        videos = [f"videos={data}/expert", "split=validation", f"against=[{against}]"]
+        against = path_override("against", [*(data / behaviour for behaviour in OTHERS), "frozen"])
+        videos = [path_override("videos", data / "expert"), "split=validation", against]
         if self.config.reward_name in FROZEN:
             videos.append(f"reward={self.config.reward_name}")
-        score = ["score", *self._common, f"checkpoint={out}/video", *videos, f"out={out}/score"]
+        model = path_override("checkpoint", out / "video")
+        score = ["score", *self._common, model, *videos, path_override("out", out / "score")]
         yield "reward quality", score, (out / "score" / "summary.json").exists
 
     def _train(self) -> Iterator[tuple[str, list[str], Callable[[], bool]]]:
         config, out = self.config, self.out
         reward = [f"reward={config.reward_name}"]
         if config.reward_name in FROZEN:
-            reward.append(f"reward.checkpoint={out}/video")
-        train = ["train", *self._common, *self._env, *reward, f"seed={config.seed}", f"out={out}/run"]
+            reward.append(path_override("reward.checkpoint", out / "video"))
+        given = [*self._common, *self._env, *reward, f"seed={config.seed}"]
+        train = ["train", *given, path_override("out", out / "run")]
         yield "reinforcement learning", train, lambda: state_of(out / "run") == "finished"
         videos = min(3, config.final_episodes)
-        final = [f"episodes={config.final_episodes}", f"videos={videos}", f"out={out}/evaluation"]
-        evaluation = ["evaluate", f"run={out}/run", *final]
+        final = [
+            f"episodes={config.final_episodes}",
+            f"videos={videos}",
+            path_override("out", out / "evaluation"),
+        ]
+        evaluation = ["evaluate", path_override("run", out / "run"), *final]
         yield "evaluation", evaluation, (out / "evaluation" / "summary.json").exists
 
     def table(self, total_s: float) -> Table:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from actors.envs.registry import task_names
 from launch import cli
-from launch.cli import build, group_options, show, suggest
+from launch.cli import build, group_options, path_override, show, suggest
 from launch.paths import absolute_path
 from launch.run_folder import RunFolder
 from launch.steps import run_step
@@ -158,9 +158,9 @@ def run_experiment(config: DictConfig) -> int:
     for number, run in enumerate(left, 1):
         folder = root / run.folder_name
         if states[run] == "new":
-            arguments = [*plan.overrides(run), *config.extra, f"out={folder}"]
+            arguments = [*plan.overrides(run), *config.extra, path_override("out", folder)]
         else:
-            arguments = [f"resume={folder}", *config.extra]
+            arguments = [path_override("resume", folder), *config.extra]
         try:
             prepare(plan, run)
             run_step(f"run {number} of {len(left)}: {run.folder_name}", ["train", *arguments])

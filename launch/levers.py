@@ -22,7 +22,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from launch import cli
-from launch.cli import UsageError, group_options, suggest
+from launch.cli import UsageError, group_options, path_override, suggest
 from launch.paths import absolute_path
 from launch.quality import EDITED, OTHERS
 from launch.steps import run_step
@@ -87,13 +87,17 @@ def quality_arguments(config: DictConfig, folder: Path, overrides: Sequence[str]
     arguments = [
         *(f"task_set={config.task_set}", f"preset={config.preset_name}", f"rewards=[{rewards}]"),
         *(f"judged={judged}", f"video_steps={config.video_steps}", f"video_overrides=[{training}]"),
-        *(f"data={config.data}", f"checkpoints={folder}", f"out={folder}/quality"),
+        *(
+            path_override("data", config.data),
+            path_override("checkpoints", folder),
+            path_override("out", folder / "quality"),
+        ),
         *(f"seed={config.seed}", f"device={config.device}"),
     ]
     if config.camera is not None:
         arguments.append(f"camera={config.camera}")
     is_own = Path(codec).parents[1] == folder  # then quality.py makes it, if it is missing
-    return arguments if is_own else [*arguments, f"codec_checkpoint={codec}"]
+    return arguments if is_own else [*arguments, path_override("codec_checkpoint", codec)]
 
 
 def folder_name(lever: str) -> str:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from actors.envs.registry import EnvConfig
 from actors.experts import BEHAVIOURS, LEARNED_FROM
 from launch import cli
-from launch.cli import UsageError, build
+from launch.cli import UsageError, build, path_override
 from launch.paths import absolute_path
 from launch.pretrain import with_choices_of_the_stage
 from launch.pretrain_stages import asked_settings
@@ -58,16 +58,16 @@ class Videos:
         """All whose videos are judged."""
         return (*BEHAVIOURS, POLICY) if self.has_policy(task) else BEHAVIOURS
 
-    def learned_by(self, kind: str, tasks: Sequence[str]) -> str:
-        """Folders of the videos that a kind of model learns from, with commas between them."""
-        return ",".join(
-            str(self.folder(task, behaviour))
+    def learned_by(self, kind: str, tasks: Sequence[str]) -> list[Path]:
+        """Folders of the videos that a kind of model learns from."""
+        return [
+            self.folder(task, behaviour)
             for task in tasks
             for behaviour in (
                 *SEEN.get(kind, ("expert",)),
                 *([POLICY] if kind in ("base", "relative") and self.has_policy(task) else []),
             )
-        )
+        ]
 
 
 def collecting(config: DictConfig, task: str, data: Videos) -> list[Command]:
@@ -93,7 +93,7 @@ def collecting(config: DictConfig, task: str, data: Videos) -> list[Command]:
             f"episodes={episodes}",
             f"validation_every={validation_every}",
             f"seed={config.seed if is_expert else config.seed + 1}",
-            f"out={folder}",
+            path_override("out", folder),
         ]
         if config.camera is not None:
             arguments.append(f"env.render.camera={config.camera}")
@@ -168,8 +168,8 @@ def measuring(
                 "stage=statistics",
                 f"reward={name}",
                 *(key for key in overrides if key.startswith("frame_reward.")),
-                f"data=[{data.learned_by(folder.parent.name, [task])}]",
-                f"out={folder}",
+                path_override("data", data.learned_by(folder.parent.name, [task])),
+                path_override("out", folder),
             ]
             what = f"statistics of {task} for {folder}, {settings.signature()}"
             commands.append((what, ["pretrain", *arguments]))
@@ -208,13 +208,14 @@ def training(
     for kind in (kind for kind in NEEDS if kind in kinds):
         folder = checkpoints / kind / name
         stage = "video" if kind == "base" else kind
-        arguments = [f"stage={stage}", f"data=[{data.learned_by(kind, tasks)}]", f"out={folder}"]
+        videos = path_override("data", data.learned_by(kind, tasks))
+        arguments = [f"stage={stage}", videos, path_override("out", folder)]
         if "codec" in NEEDS[kind]:
-            arguments.append(f"codec_checkpoint={codec}")
+            arguments.append(path_override("codec_checkpoint", codec))
         if kind == "base":
             arguments.append(f"expert_videos={config.base_expert_videos}")
         if kind == "relative":
-            arguments.append(f"base={checkpoints / 'base' / name}")
+            arguments.append(path_override("base", checkpoints / "base" / name))
         pair = kind in ("base", "relative")
         # The codec's sizes are part of every other model's: they all get its overrides.
         arguments += config.codec_overrides

@@ -332,7 +332,7 @@ def _is_collected(folder: Path) -> bool:
 
 def _collect(config: DictConfig, settings: LocomotionSettings, mode: str) -> int:
     chosen = [f"preset={config.preset_name}", f"task={settings.task}", f"mode={mode}", f"seed={config.seed}"]
-    wanted = cli.compose(COLLECT_VERB, [*chosen, f"out={settings.data(mode)}"])
+    wanted = cli.compose(COLLECT_VERB, [*chosen, cli.path_override("out", settings.data(mode))])
     wanted.locomotion_data = config.locomotion_data
     return collect_locomotion(wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def run_step(name: str, arguments: list[str]) -> Step:
         SystemExit: after Ctrl-C or SIGTERM; steps after this one must not begin.
     """
     command = [f"launch/{arguments[0]}.py", *arguments[1:]]
-    print(f"\n=== {name}\n$ python {' '.join(command)}", flush=True)
+    print(f"\n=== {name}\n$ python {shlex.join(command)}", flush=True)
     start_s = time.monotonic()
     with subprocess.Popen([sys.executable, *command], cwd=ROOT) as process, _stopped_with(process) as signals:
         code = process.wait()

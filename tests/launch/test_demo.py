@@ -72,6 +72,19 @@ def test_a_training_that_was_cut_off_is_resumed(tmp_path, monkeypatch):
     assert compose("evaluate", steps[-1][1:]).videos == 2
 
 
+def test_a_demo_runs_wherever_the_project_lies(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(demo, "run_step", lambda name, arguments: steps.append(arguments))
+    out = tmp_path / "Müller's (2), a=b"
+    demo.Demo(config_of(tmp_path), out).run()
+    composed = [compose(verb, arguments) for verb, *arguments in steps]
+    assert composed[0].out == f"{out}/data/expert" and composed[-1].run == f"{out}/run"
+    assert composed[6].against[0] == f"{out}/data/random" and composed[6].against[-1] == "frozen"
+    monkeypatch.setattr(demo, "state_of", lambda _: "interrupted")
+    demo.Demo(config_of(tmp_path), out).run()
+    assert compose("train", steps[-2][1:]).resume == f"{out}/run"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -194,19 +194,21 @@ def test_videos_of_a_policy_are_judged_where_there_are_some(tmp_path):
     videos = quality.Videos(tmp_path)
     assert videos.behaviours("reach") == (*BEHAVIOURS, "policy")
     assert videos.behaviours("dial-turn") == BEHAVIOURS
-    assert f"{tmp_path}/reach/policy" in videos.learned_by("base", ["reach"]).split(",")
-    assert videos.learned_by("video", ["reach"]) == f"{tmp_path}/reach/expert"
+    assert tmp_path / "reach/policy" in videos.learned_by("base", ["reach"])
+    assert videos.learned_by("video", ["reach"]) == [tmp_path / "reach/expert"]
     # What only shows whether a reward knows what the arm moves to is never learned from.
-    assert "misdirected" in BEHAVIOURS and "misdirected" not in videos.learned_by("base", ["reach"])
-    codec = videos.learned_by("codec", ["reach"]).split(",")
-    assert codec == [f"{tmp_path}/reach/{behaviour}" for behaviour in ("expert", "random", "wander")]
+    assert "misdirected" in BEHAVIOURS and tmp_path / "reach/misdirected" not in videos.learned_by(
+        "base", ["reach"]
+    )
+    codec = videos.learned_by("codec", ["reach"])
+    assert codec == [tmp_path / "reach" / behaviour for behaviour in ("expert", "random", "wander")]
 
 
 def test_videos_of_a_policy_may_lie_elsewhere_but_must_be_there(tmp_path):
     (tmp_path / "first/reach").mkdir(parents=True)
     (tmp_path / "first/reach/index.json").write_text("{}")
     videos = quality.Videos(tmp_path / "data", tmp_path / "first")
-    assert videos.learned_by("base", ["reach"]).split(",")[-1] == f"{tmp_path}/first/reach"
+    assert videos.learned_by("base", ["reach"])[-1] == tmp_path / "first/reach"
     assert videos.folder("reach", "expert") == tmp_path / "data/reach/expert"
     with pytest.raises(UsageError, match=r"policy_data=.*, but .*/first/dial-turn has no videos"):
         quality.quality(
