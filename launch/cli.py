@@ -103,7 +103,7 @@ def _quoted(value: object) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else f"'{escaped}'"
 
 
-def _read_value(parser: OverridesParser, override: str) -> Any:
+def read_value(override: str) -> Any:
     """What Hydra's grammar makes of the value of an override.
 
     Raises:
@@ -111,7 +111,7 @@ def _read_value(parser: OverridesParser, override: str) -> Any:
     """
     key, _, text = override.partition("=")
     try:
-        parsed = parser.parse_override(override)
+        parsed = OverridesParser.create().parse_override(override)
         if not parsed.is_sweep_override():
             return parsed.value()
         problem = "it stands for several values"
@@ -194,17 +194,16 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
         o.partition("=")[0]: o for o in overrides if o.partition("=")[0] in groups
     }  # the last one counts
     try:
-        parser = OverridesParser.create()
         selecting = {selector for selector, _ in CHOSEN.values()}
         selectors = {
-            o.partition("=")[0]: _read_value(parser, o) for o in overrides if o.partition("=")[0] in selecting
+            o.partition("=")[0]: read_value(o) for o in overrides if o.partition("=")[0] in selecting
         }
         config = _compose(verb, list(chosen.values()), selectors)
         for override in overrides:
             key = override.partition("=")[0]
             if key not in groups:
                 _check_key(key, config)
-                value = _read_value(parser, override)
+                value = read_value(override)
                 _check_type(key, config, value)
                 OmegaConf.update(config, key, value)
         OmegaConf.resolve(config)

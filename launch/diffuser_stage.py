@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from launch import cli
 from launch.cli import UsageError, build
 from launch.paths import absolute_path
 from launch.progress import LastValues
@@ -30,11 +31,12 @@ def with_family_of_the_data(overrides: list[str]) -> list[str]:
     given = dict(o.partition("=")[::2] for o in overrides)
     if given.get("stage") != "diffuser" or "family" in given:
         return overrides
-    if given.get("data") in (None, "null"):
+    data_folder = cli.read_value(f"data={given.get('data', 'null')}")
+    if data_folder is None:
         raise UsageError(
             "stage=diffuser needs data=<folder of trajectories>, as `launch/collect.py` makes them"
         )
-    data = read_trajectories(absolute_path(given["data"], "data"))
+    data = read_trajectories(absolute_path(data_folder, "data"))
     return [f"family={family_of(data.index['task'])}", *overrides]
 
 

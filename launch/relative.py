@@ -79,8 +79,9 @@ def with_action_and_family(overrides: list[str]) -> list[str]:
 def _family(given: Mapping[str, str]) -> str:
     domain = given.get("domain", DEFAULT_DOMAIN)
     task = given.get(f"{domain}.task")
-    if task is None and given.get("base") not in (None, "null") and domain in ("maze", "locomotion"):
-        task = load_checkpoint_config(absolute_path(given["base"], "base"), "diffuser")["task"]
+    base = cli.read_value(f"base={given.get('base', 'null')}")
+    if task is None and base is not None and domain in ("maze", "locomotion"):
+        task = load_checkpoint_config(absolute_path(base, "base"), "diffuser")["task"]
     if task is not None:
         return family_of(task)
     if domain in group_options("family"):

@@ -44,11 +44,10 @@ def with_overrides_of_the_run(overrides: list[str]) -> list[str]:
     Raises:
         UsageError: if `resume=` names neither a run folder nor a stored run.
     """
-    resumed = [o.partition("=")[2] for o in overrides if o.startswith("resume=")]
-    if not resumed or resumed[-1] == "null":
+    resumed = [cli.read_value(o) for o in overrides if o.startswith("resume=")]
+    if not resumed or resumed[-1] is None:
         return overrides
-    # Hydra wants quotes around some URLs.
-    return overrides_of(config_of(resumed[-1].strip("'\""))) + overrides
+    return overrides_of(config_of(str(resumed[-1]))) + overrides
 
 
 def config_of(resume: str) -> DictConfig:

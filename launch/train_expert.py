@@ -93,8 +93,8 @@ def with_overrides_of_the_run(overrides: list[str]) -> list[str]:
     Raises:
         UsageError: if the folder is none, or that of another kind of training.
     """
-    resumed = [o.partition("=")[2] for o in overrides if o.startswith("resume=")]
-    if not resumed or resumed[-1] == "null":
+    resumed = [cli.read_value(o) for o in overrides if o.startswith("resume=")]
+    if not resumed or resumed[-1] is None:
         return overrides
     folder = RunFolder.open(absolute_path(resumed[-1], "resume"))
     saved = folder.config()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from launch import cli
-from launch.cli import UsageError, build, compose
+from launch import cli, train, train_expert
+from launch.cli import UsageError, build, compose, path_override
+from launch.diffuser_stage import with_family_of_the_data
+from launch.relative import with_action_and_family
 from tests.launch.conftest import ROOT
 
 
@@ -73,6 +75,22 @@ def test_a_value_that_cannot_be_read_is_told_how_to_be_quoted(override, quoted, 
     assert f'quotes for the shell: "{quoted}"' in str(caught.value)
     if value is not None:
         assert compose("train", [quoted])[override.partition("=")[0]] == value
+
+
+@pytest.mark.parametrize(
+    ("expand", "others", "key"),
+    [
+        (train.with_overrides_of_the_run, [], "resume"),
+        (train_expert.with_overrides_of_the_run, [], "resume"),
+        (with_family_of_the_data, ["stage=diffuser"], "data"),
+        (with_action_and_family, ["train", "domain=maze"], "base"),
+    ],
+)
+def test_a_quoted_folder_that_is_looked_into_before_composing(tmp_path, expand, others, key):
+    path = f"{tmp_path}/Müller's (2)"
+    with pytest.raises((UsageError, FileNotFoundError)) as caught:
+        expand([*others, path_override(key, path)])
+    assert f" {path} " in f" {caught.value}".replace(":", " ")
 
 
 @dataclass(frozen=True)
