@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from actors.envs.registry import task_names
 from launch import cli
-from launch.cli import build, group_options, path_override, show, suggest
+from launch.cli import UsageError, build, group_options, path_override, show, suggest
 from launch.paths import absolute_path
 from launch.run_folder import RunFolder
 from launch.steps import run_step
@@ -157,7 +157,10 @@ def run_experiment(config: DictConfig) -> int:
     failed = []
     for number, run in enumerate(left, 1):
         folder = root / run.folder_name
-        if states[run] == "new":
+        state = state_of(folder)  # somebody else may have done it meanwhile
+        if state == "finished":
+            continue
+        if state == "new":
             arguments = [*plan.overrides(run), *config.extra, path_override("out", folder)]
         else:
             arguments = [path_override("resume", folder), *config.extra]
@@ -194,7 +197,10 @@ def state_of(path: Path) -> str:
     if not (path / "config.yaml").is_file():
         return "new"
     folder = RunFolder(path)
-    checkpoint = folder.latest_checkpoint(read_files=False)
+    try:
+        checkpoint = folder.latest_checkpoint(read_files=False)
+    except UsageError:  # none is whole: train.py says so, and the other runs are done all the same
+        checkpoint = None
     if checkpoint is None:
         return "interrupted"
     total = folder.config().total_agent_steps

@@ -138,6 +138,33 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     assert run_experiment(compose("experiment", [*given, "plan.seeds=[1]"])) == 0
 
 
+def test_runs_that_another_command_has_done_meanwhile_are_left_alone(tmp_path, monkeypatch):
+    began = []
+
+    def run(_name, arguments):
+        began.append(arguments[-1])
+        for seed in (0, 1):
+            finished_run(tmp_path / f"metaworld_laptop/reach_sparse_seed{seed}", total=20)
+
+    monkeypatch.setattr("launch.experiment.run_step", run)
+    given = [f"runs={tmp_path}", "plan.tasks=[reach]", "plan.seeds=[0,1]", "plan.rewards=[sparse]"]
+    assert run_experiment(compose("experiment", given)) == 0
+    assert began == [f"out={tmp_path}/metaworld_laptop/reach_sparse_seed0"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    commands = []
+    monkeypatch.setattr("launch.experiment.run_step", lambda _name, arguments: commands.append(arguments))
+    folder = tmp_path / "metaworld_laptop/reach_sparse_seed0"
+    finished_run(folder, total=20)
+    next(folder.glob("checkpoints/step_*/counters.json")).write_text("")
+    given = [f"runs={tmp_path}", "plan.tasks=[reach]", "plan.seeds=[0,1]", "plan.rewards=[sparse]"]
+    assert run_experiment(compose("experiment", [*given, "list=true"])) == 0
+    assert "interrupted  reach_sparse_seed0\n  new          reach_sparse_seed1" in capsys.readouterr().out
+    report(compose("report", [*given, f"out={tmp_path}/results"]))
+    assert "reach `sparse` seed 0 (100% at 20 agent" in (tmp_path / "results/metaworld_laptop.md").read_text()
+
+
 def finished_run(path, total):
     checkpoint = Path(path) / "checkpoints" / f"step_{total:09d}"
     checkpoint.mkdir(parents=True)
