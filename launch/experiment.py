@@ -60,9 +60,12 @@ class Plan:
     prepare: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        for key in ("tasks", "rewards", "seeds", "train"):
+            if not isinstance(getattr(self, key), tuple):
+                raise ValueError(f"{key} must be a list: plan.{key}=[{getattr(self, key)}]")
         _require("tasks", self.tasks, task_names())
-        _require("rewards", [reward.split()[0] for reward in self.rewards], group_options("reward"))
-        if not self.seeds or any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+        _require("rewards", [str(reward).split()[0] for reward in self.rewards], group_options("reward"))
+        if not self.seeds or any(type(seed) is not int or seed < 0 for seed in self.seeds):
             raise ValueError(f"seeds must be numbers of 0 or more, got {self.seeds}")
         for key in ("own", "prepare"):
             _require(key, [reward.split()[0] for reward in getattr(self, key) or {}], group_options("reward"))

@@ -52,7 +52,7 @@ def report(config: DictConfig) -> int:
     """Brings the CSV up to date, then writes table and curves.
 
     Raises:
-        UsageError: if there is neither a CSV nor a run.
+        UsageError: if there is neither a CSV nor a run of the plan's tasks, or the CSV is not one of this verb.
     """
     plan = plan_of(config)
     out = absolute_path(str(config.out), "out")
@@ -63,9 +63,9 @@ def report(config: DictConfig) -> int:
         if state_of(root / run.folder_name) != "new":
             found = run_rows(run, RunFolder(root / run.folder_name), config.train_every_agent_steps)
             rows = replaced(rows, run, within_budget(list(found), budget(plan)))
-    if not rows:
+    if not any(row["task"] in plan.tasks for row in rows):
         raise UsageError(
-            f"no runs in {root} and no {path}: run launch/experiment.py experiment={plan.name} first"
+            f"no runs of {', '.join(plan.tasks)} in {root} or {path}: run launch/experiment.py experiment={plan.name} first"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_rows(path, rows)
@@ -124,8 +124,15 @@ def read_rows(path: Path) -> list[Row]:
         return []
     whole = ("seed", "agent_steps", "frames", "updates")
     rows: list[Row] = []
-    for line in csv.DictReader(io.StringIO(path.read_text())):
+    lines = csv.DictReader(io.StringIO(path.read_text()))
+    if tuple(lines.fieldnames or ()) != COLUMNS:
+        raise UsageError(
+            f"{path} has columns {lines.fieldnames}, expected {list(COLUMNS)}; move it elsewhere"
+        )
+    for line in lines:
         row: Row = dict(line)
+        if None in (*row, *row.values()):
+            raise UsageError(f"{path} has a line of another length than its head: line {lines.line_num}")
         for key in COLUMNS[2:]:
             if key != "phase" and row[key] != "":
                 row[key] = int(row[key]) if key in whole else float(row[key])

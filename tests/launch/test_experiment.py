@@ -72,6 +72,10 @@ def test_a_run_is_what_train_is_given():
         ("plan.rewards=[spars]", "did you mean 'sparse'"),
         ("plan.seeds=[-1]", "seeds must be numbers of 0 or more"),
         ("plan.tasks=[]", "tasks is empty"),
+        ("plan.tasks=reach", r"tasks must be a list: plan\.tasks=\[reach\]"),
+        ("plan.seeds=3", r"seeds must be a list: plan\.seeds=\[3\]"),
+        ("plan.seeds=[true]", "seeds must be numbers of 0 or more"),
+        ("plan.rewards=[3]", "rewards has '3'"),
         ("plan.own=null", r"no reward\.checkpoint="),
         ("plan.seed=[1]", "unknown key 'plan.seed'"),
     ],
@@ -269,6 +273,32 @@ def test_a_run_that_was_resumed_beyond_the_budget_counts_at_the_budget(tmp_path)
 def test_only_the_first_evaluation_at_the_budget_counts(steps, kept):
     rows = [row("reach", "sparse", 0, "eval", step, 0.5) for step in steps]
     assert within_budget(rows, 100) == rows[:kept]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("updates", "steps"), r"has columns \[.*'steps'.*\], expected"),
+        (lambda text: text.rpartition(",")[0] + "\n", "of another length than its head: line 2"),
+        (lambda text: text.rstrip() + ",3\n", "of another length than its head: line 2"),
+    ],
+)
+def test_a_table_of_other_columns_is_left_alone(tmp_path, change, message):
+    path = tmp_path / "metaworld_laptop.csv"
+    write_rows(path, [row("reach", "sparse", 0, "eval", 200, 0.25)])
+    path.write_text(change(path.read_text()))
+    before = path.read_text()
+    with pytest.raises(UsageError, match=message):
+        report(compose("report", [f"runs={tmp_path}/runs", f"out={tmp_path}"]))
+    assert path.read_text() == before
+
+
+def test_a_report_of_tasks_that_nobody_ran_says_what_to_do(tmp_path):
+    write_rows(tmp_path / "metaworld_laptop.csv", [row("reach", "sparse", 0, "eval", 200, 0.25)])
+    given = [f"runs={tmp_path}/runs", f"out={tmp_path}"]
+    with pytest.raises(UsageError, match="no runs of door-close in"):
+        report(compose("report", [*given, "plan.tasks=[door-close]"]))
+    assert report(compose("report", [*given, "plan.tasks=[reach]"])) == 0  # one evaluation, no line
 
 
 def test_a_report_without_anything_says_what_to_do(tmp_path):
