@@ -12,6 +12,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +323,7 @@ def curves(plan: Plan, rows: Sequence[Row], path: Path) -> None:
         2, len(tasks), figsize=(3.2 * len(tasks) + 1, 5.6), sharex=True, squeeze=False, layout="constrained"
     )
     for column, task in enumerate(tasks):
-        for colour, reward in zip(COLOURS, plan.rewards):
+        for colour, reward in zip(cycle(COLOURS), plan.rewards):
             mine = [row for row in rows if (row["task"], row["reward"]) == (task, reward)]
             train = [row for row in mine if row["phase"] == "train"]
             _draw(axes[0, column], train, "success", colour, reward)
