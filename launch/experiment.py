@@ -153,7 +153,7 @@ def run_experiment(config: DictConfig) -> int:
     runs = plan.runs()
     states = {run: state_of(root / run.folder_name) for run in runs}
     left = [run for run in runs if states[run] != "finished"]
-    lines = [f"  {states[run]:<12} {run.folder_name}" for run in runs]
+    lines = [f"  {states[run]:<12} {run.folder_name}{begun_without(plan, run, root)}" for run in runs]
     show("\n".join([*lines, f"[experiment] {plan.name}: {len(left)} of {len(runs)} runs to do in {root}"]))
     if config.list or not left:
         return 0
@@ -179,6 +179,15 @@ def run_experiment(config: DictConfig) -> int:
     for line in failed:
         print(f"[experiment] failed: {line}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def begun_without(plan: Plan, run: Run, root: Path) -> str:
+    """Which of the plan's overrides a run was begun without, to be said beside it; empty if it has them all."""
+    if state_of(root / run.folder_name) == "new":
+        return ""
+    begun = RunFolder(root / run.folder_name).config().get("overrides")
+    absent = [] if begun is None else [o for o in plan.overrides(run) if o not in begun]
+    return f"   WARNING: begun without {' '.join(absent)}" if absent else ""
 
 
 def prepare(plan: Plan, run: Run) -> None:

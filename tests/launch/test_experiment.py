@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from launch.cli import UsageError, compose, group_options
 from launch.experiment import Plan, Run, plan_of, run_experiment
 from launch.report import (
+    COLOURS,
     budget,
+    curves,
     final_success,
     markdown,
     read_rows,
@@ -156,6 +159,32 @@ def test_runs_that_another_command_has_done_meanwhile_are_left_alone(tmp_path, m
     assert began == [f"out={tmp_path}/metaworld_laptop/reach_sparse_seed0"]
 
 
+def test_a_run_that_was_begun_with_another_plan_is_named(tmp_path, capsys):
+    given = [f"runs={tmp_path}", "plan.tasks=[reach]", "plan.seeds=[0,1]", "plan.rewards=[sparse]"]
+    plan = plan_of(compose("experiment", given))
+    for run in plan.runs():
+        folder = tmp_path / "metaworld_laptop" / run.folder_name
+        finished_run(folder, total=20)
+        begun = [*plan.overrides(run), "console=off"]
+        if run.seed == 1:
+            begun[begun.index("preset=laptop")] = "preset=gpu"
+        with (folder / "config.yaml").open("a") as file:
+            file.write(f"overrides: {json.dumps(begun)}\n")
+    assert run_experiment(compose("experiment", given)) == 0
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first.endswith("reach_sparse_seed0")
+    assert second.endswith("reach_sparse_seed1   WARNING: begun without preset=laptop")
+
+
+def test_every_reward_of_a_plan_is_drawn(tmp_path, monkeypatch):
+    rewards = group_options("reward")
+    drawn = []
+    monkeypatch.setattr("launch.report._draw", lambda *arguments: drawn.append(arguments[-1]))
+    rows = [row("reach", reward, 0, "eval", 200, 0.5) for reward in rewards]
+    curves(replace(PLAN, rewards=tuple(rewards)), rows, tmp_path / "picture.png")
+    assert set(drawn) == set(rewards) and len(rewards) > len(COLOURS)
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     commands = []
     monkeypatch.setattr("launch.experiment.run_step", lambda _name, arguments: commands.append(arguments))
@@ -189,7 +218,7 @@ def test_an_experiment_runs_once_and_its_report_has_its_numbers(tmp_path):
     first = run_verb("experiment", f"runs={tmp_path}/runs", *plan).stdout
     assert "1 of 1 runs to do" in first
     again = run_verb("experiment", f"runs={tmp_path}/runs", *plan).stdout
-    assert "finished     door-close_dense_seed3" in again and "0 of 1 runs to do" in again
+    assert "finished     door-close_dense_seed3\n" in again and "0 of 1 runs to do" in again
     run_verb("report", f"runs={tmp_path}/runs", f"out={tmp_path}/results", *plan)
     rows = list(csv.DictReader((tmp_path / "results" / "tiny.csv").open()))
     assert {row["phase"] for row in rows} == {"train", "eval"}
