@@ -15,10 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes (`make test`): of either kind of tests with Ray one at a time; any other file stays whole."""
+    """For several processes (`make test`): what starts Ray takes turns in one of them, any other file stays whole."""
     for item in items:
-        ray = item.get_closest_marker("ray")
-        name = " ".join(("ray", *ray.args)) if ray else item.nodeid.partition("::")[0]
+        name = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(name))
 
 

@@ -208,7 +208,7 @@ def finished_run(path, total):
     (Path(path) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
 
-@pytest.mark.ray("runs")
+@pytest.mark.ray
 def test_an_experiment_runs_once_and_its_report_has_its_numbers(tmp_path):
     train = ["preset=laptop", "total_agent_steps=200", *SMALL[1:]]
     plan = [

@@ -153,7 +153,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.ray("runs")
+@pytest.mark.ray
 def test_kill_resume_base_expert(tmp_path):
     training, base, expert = tmp_path / "sac", tmp_path / "base", tmp_path / "expert"
     command = ["task=hopper", f"training={training}", *SMALL]

@@ -124,7 +124,7 @@ def samples(port: int) -> dict[str, SimpleNamespace]:
     return {s.name: SimpleNamespace(**s._asdict()) for family in families for s in family.samples}
 
 
-@pytest.mark.ray("runs")
+@pytest.mark.ray
 def test_a_run_shows_the_numbers_of_metrics_jsonl_at_its_endpoint(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     port, run = free_port(), tmp_path / "watched"

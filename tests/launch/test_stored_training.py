@@ -14,7 +14,7 @@ from launch.storage import StoredRun
 from tests.launch.conftest import run_verb
 from tests.launch.test_training import SMALL, rows, start, stored_ids, wait_until
 
-pytestmark = pytest.mark.ray("runs")
+pytestmark = pytest.mark.ray
 
 
 def test_a_killed_training_goes_on_from_its_store(tmp_path):

@@ -136,7 +136,7 @@ def newest(out) -> tuple[dict, float, int]:
     return counters, float(np.exp(log_temperature)), transitions
 
 
-@pytest.mark.ray("runs")
+@pytest.mark.ray
 def test_kill_resume_stop_finish_collect(tmp_path, start):
     out = tmp_path / "expert"
     process = start(*SMALL, "total_agent_steps=100000", f"out={out}")

@@ -15,7 +15,7 @@ import pytest
 from launch.run_folder import RunFolder
 from tests.launch.conftest import ROOT, run_verb
 
-pytestmark = pytest.mark.ray("runs")
+pytestmark = pytest.mark.ray
 
 SMALL = [
     "task=door-close",

@@ -75,7 +75,7 @@ def test_the_check_finds_a_wrong_frame_a_wrong_return_and_a_wrong_type(tmp_path)
         replay_work.checked(batch._replace(reward=batch.reward.double()), EPISODES)
 
 
-@pytest.mark.ray("runs")
+@pytest.mark.ray
 def test_measure_compares_both_ways_of_sampling():
     """Starts a local Ray."""
     results = replay.measure(bench_settings(against=("dataloader",)))

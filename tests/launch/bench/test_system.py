@@ -78,7 +78,7 @@ def test_sequential_training_stores_the_rewards_of_the_reward_model(sequential):
     np.testing.assert_allclose(episode.learned_rewards, expected[1:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.ray("runs")
+@pytest.mark.ray
 def test_race_against_ray_does_equal_work(monkeypatch):
     case = system.Case("tiny", "laptop", TINY, window_steps=40, rounds=1)
     monkeypatch.setattr(system, "cases", lambda settings: [case])
