@@ -100,7 +100,7 @@ def path_override(key: str, value: object) -> str:
 def _quoted(value: object) -> str:
     text = str(value)
     escaped = text.replace("'", "\\'")
-    return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else f"'{escaped}'"
+    return text if re.fullmatch(r"[A-Za-z0-9_./:-]+", text) else f"'{escaped}'"
 
 
 def read_value(override: str) -> Any:

@@ -9,6 +9,7 @@ The same command with the folder of a demo that was cut off goes on with it.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -169,7 +170,7 @@ class Demo:
         tensorboard = Path(sys.executable).parent / "tensorboard"
         return (
             f"run folder   {self.out / 'run'}\nvideos       {self.out / 'evaluation'}\n"
-            f"TensorBoard  {tensorboard} --logdir {self.out}"
+            f"TensorBoard  {shlex.join([str(tensorboard), '--logdir', str(self.out)])}"
         )
 
 

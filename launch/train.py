@@ -157,7 +157,7 @@ def _run_folder(config: DictConfig, out: Path, with_replay: bool) -> tuple[RunFo
 
 def _resume_command(place: Path | str, given: Sequence[str]) -> str:
     also = [shlex.quote(o) for o in given if not o.startswith(("resume=", "out="))]
-    return " ".join([f"python launch/train.py resume={place}", *also])
+    return " ".join(["python launch/train.py", shlex.quote(cli.path_override("resume", place)), *also])
 
 
 def train(

@@ -12,6 +12,7 @@ python launch/collect.py task=drawer-close expert=experts/drawer-close/expert.np
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -329,7 +330,7 @@ class ExpertTraining:
 
     def resume_command(self) -> str:
         """What goes on with a stopped run."""
-        return f"python launch/train_expert.py resume={self._folder.path}"
+        return f"python launch/train_expert.py {shlex.quote(cli.path_override('resume', self._folder.path))}"
 
     def report(self) -> None:
         """Says how a finished run went."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch  # Replay shards do without it: each starts sooner and takes 180 MB less.
 
 
 class Batch(NamedTuple):
@@ -35,23 +37,6 @@ class TensorBatch(NamedTuple):
     reward: torch.Tensor
     discount: torch.Tensor
     next_obs: torch.Tensor
-
-
-def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
-    """Moves a batch to a device.
-
-    Arrays that came out of a shared object store are read-only; those are copied, because torch
-    assumes that it may write. For CUDA the copy goes through pinned memory and does not block.
-    """
-
-    def convert(array: np.ndarray) -> torch.Tensor:
-        writable = array if array.flags.writeable else array.copy()
-        tensor = torch.from_numpy(np.ascontiguousarray(writable))
-        if device.type == "cuda":
-            return tensor.pin_memory().to(device, non_blocking=True)
-        return tensor.to(device)
-
-    return TensorBatch(*(convert(array) for array in batch))
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from learner.batch import Batch, TensorBatch, to_tensors
+from learner.batch import Batch, TensorBatch
+
+
+def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
+    """Moves a batch to a device.
+
+    Arrays that came out of a shared object store are read-only; those are copied, because torch
+    assumes that it may write. For CUDA the copy goes through pinned memory and does not block.
+    """
+
+    def convert(array: np.ndarray) -> torch.Tensor:
+        writable = array if array.flags.writeable else array.copy()
+        tensor = torch.from_numpy(np.ascontiguousarray(writable))
+        if device.type == "cuda":
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
+
+    return TensorBatch(*(convert(array) for array in batch))
 
 
 class StagedBatch(NamedTuple):

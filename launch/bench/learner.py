@@ -20,9 +20,10 @@ from launch.bench.reference_learner import PlainBatch, PlainDrQV2, PlainRND, Pla
 from launch.bench.settings import BenchSettings
 from launch.cli import compose
 from launch.settings import TrainSettings, train_settings
-from learner.batch import Batch, TensorBatch, to_tensors
+from learner.batch import Batch, TensorBatch
 from learner.learner_core import Learner
 from learner.rnd_bonus import RNDBonus
+from learner.staging import to_tensors
 from models.memory import keep_freed_memory
 from models.precision import bfloat16_pays
 

@@ -33,8 +33,9 @@ from launch.bench.replay_work import (
     turn,
 )
 from launch.bench.settings import BenchSettings
-from learner.batch import TensorBatch, to_tensors
+from learner.batch import TensorBatch
 from learner.replay import EpisodeStore
+from learner.staging import to_tensors
 from models.episode import Episode
 from models.memory import keep_freed_memory
 

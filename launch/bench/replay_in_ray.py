@@ -32,8 +32,9 @@ from launch.bench.replay_work import (
     turn,
 )
 from launch.bench.settings import BenchSettings
-from learner.batch import Batch, TensorBatch, to_tensors
+from learner.batch import Batch, TensorBatch
 from learner.sharding import ShardSampler
+from learner.staging import to_tensors
 from models.episode import Episode
 
 PREFETCH_BATCHES = 4  # the default of learner.prefetch_batches

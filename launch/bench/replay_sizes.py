@@ -27,9 +27,9 @@ from launch.bench.replay_work import (
     store_config,
 )
 from launch.bench.settings import BenchSettings
-from learner.batch import to_tensors
 from learner.replay import EpisodeStore
 from learner.ring import ReadAhead
+from learner.staging import to_tensors
 from models.episode import Episode
 from models.memory import keep_freed_memory
 

@@ -12,8 +12,8 @@ from launch.bench.harness import Comparison
 from launch.bench.learner import Case, Plain, check, make_batches, make_learner, roofline
 from launch.bench.reference_learner import bilinear_shift
 from launch.bench.settings import BenchSettings
-from learner.batch import to_tensors
 from learner.networks import random_shift
+from learner.staging import to_tensors
 
 SETTINGS = BenchSettings(1, 1, "cpu", True, None, 0, lambda line: None)
 

@@ -13,8 +13,8 @@ from launch.bench import replay, replay_sizes, replay_work
 from launch.bench.harness import Comparison, Row
 from launch.bench.reference_replay import DataLoaderReplay, RLlibReplay, TorchRLReplay
 from launch.bench.settings import BenchSettings
-from learner.batch import to_tensors
 from learner.replay import EpisodeStore
+from learner.staging import to_tensors
 
 EPISODES = replay_work.make_episodes(3, seed=0)
 COMMON = {
