@@ -162,6 +162,7 @@ def run_experiment(config: DictConfig) -> int:
         folder = root / run.folder_name
         state = state_of(folder)  # somebody else may have done it meanwhile
         if state == "finished":
+            show(f"[experiment] {run.folder_name} has been finished meanwhile")
             continue
         if state == "new":
             arguments = [*plan.overrides(run), *config.extra, path_override("out", folder)]

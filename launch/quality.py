@@ -39,13 +39,14 @@ from launch.quality_making import (
 from launch.quality_rewards import Scorer, frozen_scorer, learning_scorer, sparse_scorer
 from launch.steps import run_step
 from models.episode import Episode
-from models.files import write_atomic, write_json
+from models.files import read_json, write_atomic, write_json
 from models.videos import VideoSet, read_videos
 from reward_service.corruptions import CORRUPTIONS
 from reward_service.quality import compare, progress_correlation
 
 OTHERS = tuple(behaviour for behaviour in BEHAVIOURS if behaviour != "expert")
 EDITED = ("reversed", "frozen")
+RESULT_FILE = "quality.json"
 
 
 def main() -> None:
@@ -76,8 +77,7 @@ def quality(config: DictConfig) -> int:
             )
     default = f"quality/{name}_{time.strftime('%Y%m%d-%H%M%S')}"
     out = absolute_path(config.out if config.out is not None else default, "out")
-    if out.exists() and any(path.name != "quality.json" for path in out.iterdir() if path.name[0] != "."):
-        raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
+    _require_free(out, config)
     data = _videos(config, tasks)
     checkpoints = absolute_path(str(config.checkpoints), "checkpoints")
     models = name if config.models_of is None else str(config.models_of)
@@ -97,15 +97,34 @@ def quality(config: DictConfig) -> int:
         run_step(step, arguments)
     for step, arguments in measuring(config, judged, data, frozen):
         run_step(step, arguments)
-    out.mkdir(parents=True, exist_ok=True)  # one that was cut off has no table yet, and is judged again
-    facts = {"preset": config.preset_name, "models": models, "trained_otherwise": otherwise}
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {
+        **{"preset": config.preset_name, "models": models, "trained_otherwise": otherwise},
+        "overrides": list(config.overrides),
+    }
     rows = _judge_all(
-        config, judged, frozen, data, lambda rows: write_json(out / "quality.json", {**facts, "rows": rows})
+        config, judged, frozen, data, lambda rows: write_json(out / RESULT_FILE, {**facts, "rows": rows})
     )
     text = f"{table(means(rows, name))}\n\n{table(rows)}\n"
     write_atomic(out / "quality.md", lambda file: file.write(text.encode()))
     print(f"\n{text}\nwritten: {out}/quality.md, quality.json")
     return 0
+
+
+def _require_free(out: Path, config: DictConfig) -> None:
+    """Refuses a folder that holds anything but what the same command had judged when it was cut off.
+
+    Raises:
+        UsageError: naming the folder.
+    """
+    if not out.exists():
+        return
+    visible = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else [""]
+    is_begun = visible == [RESULT_FILE] and read_json(out / RESULT_FILE).get("overrides") == list(
+        config.overrides
+    )
+    if visible and not is_begun:
+        raise UsageError(f"{out} already exists; nothing is overwritten. Choose another folder with out=...")
 
 
 def _judge_all(

@@ -150,7 +150,7 @@ class TrajectoryWriter:
         """Removes what was written."""
         for file in self._files.values():
             file.close()
-        with suppress(InterruptedError), self._place:
+        with suppress(InterruptedError), self._place:  # a block that fails leaves no new folder
             raise InterruptedError
 
     def __enter__(self) -> TrajectoryWriter:

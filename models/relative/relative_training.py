@@ -87,12 +87,8 @@ def train_relative_reward(
         },
         **(extra or {}),
     }
-    sets = {}
-    for name, data in (("base", base_data), ("expert", expert_data)):
-        sets[name] = data if data is not None else read_trajectories(models[name][1]["data"])
-        _require_same_task(name, models[name][1], sets[name])
-        if data is not None:
-            facts[name]["data"] = str(data.folder)
+    given = {"base": base_data, "expert": expert_data}
+    sets = {name: _windows_of(name, models[name][1], data, facts[name]) for name, data in given.items()}
     pair = {name: model for name, (model, _) in models.items()}
     with seeded(device, config.seed):
         sizes = pair["base"].config
@@ -127,17 +123,24 @@ def _batches(data: TrajectorySet, base: Diffuser) -> dict[str, WindowBatches]:
     }
 
 
-def _require_same_task(name: str, model: Mapping[str, Any], data: TrajectorySet) -> None:
-    """Refuses windows that a diffuser has never seen the like of.
+def _windows_of(
+    name: str, model: Mapping[str, Any], given: TrajectorySet | None, facts: dict[str, Any]
+) -> TrajectorySet:
+    """The trajectories given for a diffuser, which its facts remember then, or else those it was trained on.
 
     Raises:
-        ValueError: naming both tasks.
+        FileNotFoundError: if they are missing.
+        ValueError: if they are of another task, so that the diffuser has never seen the like; naming both.
     """
+    data = given if given is not None else read_trajectories(model["data"])
+    if given is not None:
+        facts["data"] = str(data.folder)
     if model["task"] != data.index["task"]:
         raise ValueError(
             f"the {name} diffuser is one of {model['task']!r}, {data.folder} holds trajectories of "
             f"{data.index['task']!r}: give {name}_data of the same task, or leave it out"
         )
+    return data
 
 
 def require_pair(base: Diffuser, expert: Diffuser, base_name: str | Path, expert_name: str | Path) -> None:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+
+from models.files import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +52,7 @@ def tiny(tmp_path_factory, worker_id) -> Path:
     """Folder with data/expert, data/random, codec and video of a tiny reward model; several processes share it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "tiny"
-    with FileLock(f"{folder}.lock"):
+    with locked(f"{folder}.lock"):
         if not (folder / "complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
             make_tiny(folder)

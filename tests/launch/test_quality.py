@@ -181,6 +181,10 @@ def test_judging_that_was_cut_off_can_be_done_again(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         quality.quality(config)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["quality.json"]
+    other = compose("quality", ["task=reach", "rewards=[sparse,rnd]", f"out={tmp_path}/out"])
+    other.overrides = ["task=reach", "rewards=[sparse,rnd]"]
+    with pytest.raises(UsageError, match="already exists; nothing is overwritten"):
+        quality.quality(other)
     monkeypatch.setattr(quality, "_judge_all", lambda *_: [])
     monkeypatch.setattr(quality, "means", lambda *_: [])
     assert quality.quality(config) == 0

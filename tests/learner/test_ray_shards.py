@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -113,3 +115,9 @@ def test_a_shard_that_is_started_again_waits_for_the_lock_of_a_node_that_died(sh
     os.kill(pid, signal.SIGKILL)
     time.sleep(1.0)
     assert ray.get(probe.answer.remote())[0]
+
+
+def test_a_replay_shard_needs_no_torch():
+    code = "import sys, learner.replay_actor; print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "False"
