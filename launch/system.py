@@ -59,30 +59,29 @@ def start_ray(cluster: ClusterSettings, namespace: str, *, show_logs: bool = Tru
         namespace: Namespace of the named actors; one per run.
         show_logs: Whether what the actors print appears here as well as in Ray's logs.
     """
-    environment = {"PYTHONPATH": os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)}
+    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in paths if path))}
     if "MUJOCO_GL" in os.environ:
         environment["MUJOCO_GL"] = os.environ["MUJOCO_GL"]
-    # A submitted job may set these as well. Then they are in this process's environment, so that these are the job's own
-    # (behind the project's folder, in PYTHONPATH), which Ray would refuse as a conflict.
-    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-    common: dict[str, Any] = {
-        "namespace": namespace,
-        "runtime_env": {"env_vars": environment},
-        "log_to_driver": show_logs,
-    }
+    common: dict[str, Any] = {"namespace": namespace, "log_to_driver": show_logs, "logging_level": "warning"}
     address = ray_address(cluster.address)
     if address == "local":
+        # The processes of a local Ray inherit it. Given as a runtime environment it would start a second Python for
+        # every actor, and leave the processes that Ray starts in advance unused.
+        os.environ |= environment
         ray.init(
             "local",
             include_dashboard=cluster.include_dashboard,
             dashboard_host="127.0.0.1",
             object_store_memory=cluster.object_store_bytes,
             _metrics_export_port=cluster.metrics_port,
-            logging_level="warning",
             **common,
         )
     else:
-        ray.init(address, logging_level="warning", **common)
+        # A submitted job may set these as well. Then they are in this process's environment, so that these are the
+        # job's own (behind the project's folder, in PYTHONPATH), which Ray would refuse as a conflict.
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+        ray.init(address, runtime_env={"env_vars": environment}, **common)
 
 
 # A dead reward actor or shard is replaced and its calls are repeated by Ray; the other actors are replaced too, but

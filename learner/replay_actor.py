@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from ray.util.annotations import RayDeprecationWarning
 
 from learner.batch import Batch
 from learner.local_reads import StoreSnapshot, machine_id, take_snapshot
@@ -144,4 +146,6 @@ def _is_restarted() -> bool:
     """Whether this process is an actor that Ray has started again."""
     if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         return False
-    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+    with warnings.catch_warnings():  # Ray uses a name there that it has deprecated itself.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
