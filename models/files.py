@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import glob
 import json
 import os
 import shutil
@@ -119,17 +118,16 @@ def hold_folder(folder: str | Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write into. It gets the name `path` when the block ends well, and is gone when it does not.
 
-    What a killed process has left of the same folder is removed: nobody holds its lock.
+    What killed processes have left of such folders in the same place is removed: nobody holds its lock.
 
     Raises:
         OSError: if `path` has come to hold something in the meantime.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.partial-"
-    for lock in path.parent.glob(f"{glob.escape(prefix)}*/{LOCK_FILE}"):
+    for lock in path.parent.glob(f".*.partial-*/{LOCK_FILE}"):
         if _is_let_go(lock):
             shutil.rmtree(lock.parent, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as partial:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.partial-") as partial:
         begun = Path(partial) / f"{LOCK_FILE}.new"
         lock_file = os.open(begun, os.O_RDWR | os.O_CREAT, 0o644)
         try:
