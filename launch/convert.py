@@ -73,7 +73,8 @@ def convert(config: DictConfig) -> int:
     facts["official"] = {"file": file.path.name, "weights": file.kind, "last_epoch": file.last_epoch}
     if file.kind != "plain":
         print(f"[convert] {file.path.name}: {file.kind} weights of epoch {file.last_epoch}")
-    CONVERTERS[config.kind](config, file, facts, out)
+    with new_folder(out) as partial:
+        CONVERTERS[config.kind](config, file, facts, partial)
     print(f"[convert] done: {out}")
     if config.kind in NEXT_REWARD:
         print(
