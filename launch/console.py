@@ -31,6 +31,8 @@ class TrainingView:
         self._title = title
         self._style = ("live" if sys.stdout.isatty() else "lines") if style == "auto" else style
         self._events: deque[str] = deque(maxlen=5)
+        self._values: Mapping[str, float | int | str] = {}
+        self._progress = 0.0
         self._live: Live | None = None
         if self._style == "live":
             self._live = Live(console=Console(), refresh_per_second=2)
@@ -43,13 +45,8 @@ class TrainingView:
         if self._style == "lines":
             text = "  ".join(f"{name} {format_value(value)}" for name, value in values.items())
             print(f"[{progress:4.0%}] {text}", flush=True)
-        elif self._live is not None:
-            table = Table(title=f"{self._title}  {progress:.0%}", title_justify="left", show_header=False)
-            for name, value in values.items():
-                table.add_row(name, format_value(value))
-            for event in self._events:
-                table.add_row("event", event)
-            self._live.update(table)
+        self._values, self._progress = values, progress
+        self._draw()
 
     def event(self, text: str) -> None:
         """Shows something that happened: a checkpoint, an evaluation, a recovery."""
@@ -57,6 +54,17 @@ class TrainingView:
         self._events.append(stamped)
         if self._style == "lines":
             print(stamped, flush=True)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._live is None:
+            return
+        table = Table(title=f"{self._title}  {self._progress:.0%}", title_justify="left", show_header=False)
+        for name, value in self._values.items():
+            table.add_row(name, format_value(value))
+        for event in self._events:
+            table.add_row("event", event)
+        self._live.update(table)
 
     def close(self) -> None:
         """Leaves the last state on the screen."""
