@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 
 def format_value(value: float | int | str) -> str:
@@ -63,7 +64,7 @@ class TrainingView:
         for name, value in self._values.items():
             table.add_row(name, format_value(value))
         for event in self._events:
-            table.add_row("event", event)
+            table.add_row("event", Text(event))  # Brackets in a string would be markup.
         self._live.update(table)
 
     def close(self) -> None:

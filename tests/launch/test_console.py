@@ -29,3 +29,10 @@ def test_a_live_table_shows_what_happens_before_its_first_row_and_after_its_last
     view.close()
     left = screen.getvalue()
     assert "go on with: resume=run" in left and "1,200" in left and "50%" in left
+
+
+def test_brackets_in_what_happened_are_shown_as_they_are(screen):
+    view = TrainingView("door-close", "live")
+    view.event("no such bucket [/data/x]: bonus.videos=[a,b]")
+    view.close()
+    assert "no such bucket [/data/x]: bonus.videos=[a,b]" in screen.getvalue()
