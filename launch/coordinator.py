@@ -128,6 +128,10 @@ class Coordinator:
         if not self.stop:
             self._finish_evaluation()
         self._checkpoint()  # Before the report: saving waits for updates in flight, which then are in both.
+        while not self.stop and not self._is_done():
+            # The learner died over the last evaluation or the saving, and is back at an older checkpoint.
+            self.advance()
+            self._checkpoint()
         self._report(force=True)
         self._finish_uploads()
         return self.stop.reason or "finished"

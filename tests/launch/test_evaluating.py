@@ -17,6 +17,7 @@ from launch import coordinator, evaluate, evaluating
 from launch.cli import UsageError, compose
 from launch.coordinator import Coordinator
 from launch.evaluating import EvaluationResult, EvaluationRun
+from launch.interrupts import StopFlag
 from launch.run_folder import ReplayStart, RunFolder
 from launch.watching import StoredEpisodes
 from learner.limiter import UpdateRatioLimiter
@@ -172,6 +173,29 @@ def test_the_last_evaluation_is_of_the_final_weights(training):
     assert made.rows == [("eval", 400)]
     made._finish_evaluation()
     assert made.rows == [("eval", 400)]
+
+
+@pytest.mark.parametrize("stop_reason", [None, "SIGTERM"])
+def test_updates_that_died_with_the_learner_over_the_last_evaluation_are_made_up_for(
+    training, monkeypatch, stop_reason
+):
+    made, saved = training.begin(evaluated_at_steps=400), []
+    made.stop = StopFlag.__new__(StopFlag)
+    made.stop.reason = None
+    made.start = lambda: training.at(made, 400, 200)
+
+    def save(_: object) -> None:
+        if not saved:  # Nobody noticed its death before.
+            made.learner.updates, made.stop.reason = 140, stop_reason
+        saved.append(made.learner.updates)
+
+    def turn() -> None:
+        made.learner.updates += made._updates_due(made.learner.updates)
+
+    made.learner.save, made.turn, made._report = save, turn, lambda force: None
+    assert made.run() == (stop_reason or "finished")
+    assert saved == ([140, 200] if stop_reason is None else [140]) and made.saved["updates"] == saved[-1]
+    assert made.rows == []  # The last evaluation is not made again.
 
 
 def test_a_run_that_still_trains_may_delete_the_checkpoint_that_is_evaluated(monkeypatch, tmp_path):
