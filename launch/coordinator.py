@@ -190,7 +190,8 @@ class Coordinator:
             return
         block_steps = self.settings.block_steps
         if self._is_sync:
-            busy = self.learner.in_flight or self.blocks.in_flight or self.evaluation
+            # A lost block counts as well: the next one must not overtake it.
+            busy = self.learner.in_flight or self.blocks.steps_in_flight or self.evaluation
             if not busy and self._updates_due(self.learner.updates) == 0:
                 self.blocks.start(submitted, block_steps)
             return

@@ -12,6 +12,7 @@ from launch.blocks import Block, BlockPipeline
 from launch.coordinator import Coordinator
 from launch.run_folder import ReplayStart
 from launch.watching import StoredEpisodes
+from learner.limiter import UpdateRatioLimiter
 
 
 class FakeActor:
@@ -94,6 +95,33 @@ def test_a_lost_block_goes_to_whoever_can_work_after_a_while(pipeline, monkeypat
     pipeline.made.idle = {0}
     pipeline.made.repeat_lost()
     assert pipeline.slots() == [1]
+    assert [block.block_id for block in pipeline.made.in_flight.values()] == ["b0000007"]
+
+
+def test_a_synchronous_run_starts_no_block_before_a_lost_one_is_back(pipeline, monkeypatch):
+    now_s = [100.0]
+    pipeline.made._on_event = lambda _: None
+    monkeypatch.setattr(blocks.time, "monotonic", lambda: now_s[0])
+    coordinator = Coordinator.__new__(Coordinator)
+    coordinator.settings = SimpleNamespace(
+        total_agent_steps=1000, block_steps=100, cluster=SimpleNamespace(sync=True)
+    )
+    coordinator.limiter = UpdateRatioLimiter(0.5, min_steps=500, tolerance_steps=500)
+    coordinator.replay_start, coordinator.evaluation = ReplayStart(), None
+    coordinator._stored = StoredEpisodes([{"total_inserted_steps": 0}])
+    coordinator.blocks, coordinator.learner = pipeline.made, SimpleNamespace(in_flight={}, updates=0)
+    coordinator._start_blocks()
+    (done,) = pipeline.made.in_flight
+
+    def dead(_refs):
+        raise ray.exceptions.ActorUnavailableError("gone", None)
+
+    monkeypatch.setattr(blocks.ray, "get", dead)
+    pipeline.made.handle(done)
+    coordinator._start_blocks()
+    assert not pipeline.made.in_flight
+    now_s[0] += blocks.RETRY_AFTER_S
+    coordinator._start_blocks()
     assert [block.block_id for block in pipeline.made.in_flight.values()] == ["b0000007"]
 
 
