@@ -11,6 +11,7 @@ import ray
 
 from launch.failures import describe, is_process_failure
 from launch.run_folder import RunFolder
+from learner.learner_core import FILE_NAME
 
 LOOK_EVERY_S = 1.0
 ANSWER_TIMEOUT_S = 60.0
@@ -99,6 +100,8 @@ class LearnerLink:
                 if attempt == 2:
                     raise RuntimeError(f"cannot save a checkpoint: {describe(error)}") from error
                 self._recover(error)
+                # It may have died, or been cut off, after writing: a file that is there would be refused.
+                (folder / FILE_NAME).unlink(missing_ok=True)
 
     def _settle(self) -> None:
         """Takes the results of all calls in flight, however long they take: a learner may be slow, or wait for a replay

@@ -126,3 +126,27 @@ def test_a_slow_learner_is_waited_for_at_a_checkpoint(monkeypatch):
     monkeypatch.setattr(learner_link.ray, "get", lambda ref, **_: ref.value)
     link.save("folder")
     assert (link.updates, now_s[0], len(looks)) == (100, 250.0, 250)
+
+
+def test_a_learner_that_dies_after_writing_a_checkpoint_writes_it_again(monkeypatch, tmp_path):
+    path, written, events = tmp_path / "learner.pt", [], []
+
+    def save(folder, expected):
+        assert folder == str(tmp_path) and not path.exists()
+        path.touch()
+        written.append(expected)
+        return Answer({})
+
+    def get(ref, **_):
+        if ref.value == {} and len(written) == 1:
+            raise ray.exceptions.ActorDiedError
+        return ref.value
+
+    actor = MortalLearner("fresh", 0)
+    actor.save = SimpleNamespace(remote=save)
+    monkeypatch.setattr(learner_link.ray, "get", get)
+    monkeypatch.setattr(learner_link.ray, "wait", lambda refs, **_: (refs, []))
+    link = LearnerLink(actor, SimpleNamespace(latest_checkpoint=lambda tell: "step_1"), events.append)
+    link.updates = 50
+    link.save(tmp_path)
+    assert written == [50, 30] and path.exists() and len(events) == 1
