@@ -122,6 +122,7 @@ class LearnerLink:
 
     def recover_if_restarted(self) -> None:
         """Brings the learner back if it has died and nobody has noticed yet."""
+        self._settle()  # Else `publish` waits for the calls in flight, and nobody looks whom they wait for.
         try:
             self.publish()
         except ray.exceptions.RayError as error:

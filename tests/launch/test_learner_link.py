@@ -150,3 +150,18 @@ def test_a_learner_that_dies_after_writing_a_checkpoint_writes_it_again(monkeypa
     link.updates = 50
     link.save(tmp_path)
     assert written == [50, 30] and path.exists() and len(events) == 1
+
+
+def test_a_learner_that_waits_for_a_replay_shard_without_a_node_is_looked_after(monkeypatch):
+    """A lost evaluation asks whether the learner lives: what it waits for may be hopeless."""
+    learner = CountingLearner()
+    learner.publish = SimpleNamespace(remote=lambda expected: pytest.fail("waits for the calls in flight"))
+
+    def look():
+        raise RuntimeError("replay-0 has waited 120 s for a node")
+
+    monkeypatch.setattr(learner_link.ray, "wait", lambda refs, **_: ([], refs))
+    link = LearnerLink(learner, None, pytest.fail, look)
+    link.start(50, agent_steps=100)
+    with pytest.raises(RuntimeError, match="replay-0 has waited"):
+        link.recover_if_restarted()
