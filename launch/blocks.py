@@ -7,6 +7,7 @@ them, and a failed block is rolled out again under the same id (inserting it twi
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,8 +159,10 @@ class BlockPipeline:
             if not is_process_failure(error) or block.attempts >= MAX_ATTEMPTS:
                 raise RuntimeError(f"block {block.block_id} failed: {describe(error)}") from error
             self._on_event(f"block {block.block_id} is rolled out again after {describe(error)}")
-            # Not at once: a call of an actor that is still dead would fail as fast as it is made.
-            self._lost.append((time.monotonic() + RETRY_AFTER_S, block))
+            # Not at once: a call of an actor that is still dead would fail as fast as it is made. And later each time:
+            # where weight store and learner have died, there are weights again only when the learner is back.
+            again_s = time.monotonic() + RETRY_AFTER_S * block.attempts
+            insort(self._lost, (again_s, block), key=lambda lost: lost[0])
             return
         block.refs = ()
         self._on_done(block, acknowledgement, meta, [float(rewards[1:].sum()) for rewards in scores])

@@ -62,7 +62,8 @@ class Coordinator:
             folder,
             self._recovered,
             while_waiting=self.supervisor.look,
-            recovery_timeout_s=settings.cluster.patience_s,
+            # While it has no node, the supervisor's patience counts, who says what to do.
+            recovery_timeout_s=settings.cluster.patience_s + settings.cluster.start_timeout_s,
         )
         self.evaluation: EvaluationRun | None = None
         self._evaluated_at_steps = -1

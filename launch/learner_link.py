@@ -25,7 +25,7 @@ class LearnerLink:
         folder: Run folder, for the checkpoint to come back to.
         on_recovery: Called with a sentence after each recovery.
         while_waiting: Called every second while a dead learner is waited for; it gives up by an exception.
-        recovery_timeout_s: How long a dead learner may take to come back once it has a node.
+        recovery_timeout_s: How long a dead learner may take to come back, the time in which it has no node included.
     """
 
     def __init__(

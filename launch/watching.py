@@ -89,7 +89,8 @@ class RewardService:
         sums = ("requests", "batches", "frames", "failed_batches", "busy_s")
         metrics = {f"reward_{key}": self._total[key] for key in sums}
         metrics["reward_queue_requests"] = sum(self._queues.values())
-        if new["batches"] > 0:
+        # A new process that has had as many requests as the old one is not noticed; the sums are little wrong then.
+        if new["batches"] > 0 and new["requests"] > 0:
             metrics["reward_batch_fill"] = new["fill_sum"] / new["batches"]
             metrics["reward_latency_s"] = new["latency_sum_s"] / new["requests"]
             metrics["reward_frames_per_s"] = new["frames"] / max(new["busy_s"], 1e-9)

@@ -76,7 +76,8 @@ class RateWindow:
         seconds = wall_s - last[0]
         return {
             "agent_steps_per_s": (agent_steps - last[1]) / seconds,
-            "updates_per_s": (updates - last[2]) / seconds,
+            # A learner that died goes on at an older count.
+            "updates_per_s": max(0, updates - last[2]) / seconds,
         }
 
 

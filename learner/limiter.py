@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+FINEST = 1_000_000  # Largest denominator of a ratio.
+
 
 @dataclass(frozen=True)
 class UpdateRatioLimiter:
@@ -16,7 +18,7 @@ class UpdateRatioLimiter:
     restart could lose.
 
     Attributes:
-        updates_per_step: Updates per agent step, above 0 (DrQ-v2, arXiv 2107.09645: 0.5).
+        updates_per_step: Updates per agent step, at least 1 / FINEST (DrQ-v2, arXiv 2107.09645: 0.5).
         min_steps: Agent steps before the first update, at least 0 (seed steps).
         tolerance_steps: Agent steps that may be started before the learner has caught up, at least
             one update's worth (1 / updates_per_step). Blocks of several steps need `least_tolerance_steps`.
@@ -27,9 +29,10 @@ class UpdateRatioLimiter:
     tolerance_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if not self.updates_per_step > 0 or not math.isfinite(self.updates_per_step):
+        if not 1 / FINEST <= self.updates_per_step < math.inf:
             raise ValueError(
-                f"limiter.updates_per_step={self.updates_per_step!r} is not allowed: expected a number above 0"
+                f"limiter.updates_per_step={self.updates_per_step!r} is not allowed: expected a number above 0, of at "
+                f"least {1 / FINEST:g}"
             )
         if self.min_steps < 0:
             raise ValueError(
@@ -45,7 +48,7 @@ class UpdateRatioLimiter:
     @property
     def _ratio(self) -> Fraction:
         # Exact arithmetic: in floating point 100 steps at 0.29 would be 28 updates.
-        return Fraction(self.updates_per_step).limit_denominator(1_000_000)
+        return Fraction(self.updates_per_step).limit_denominator(FINEST)
 
     def least_tolerance_steps(self, block_steps: int) -> int:
         """Least `tolerance_steps` with which a block that must fit whole always starts in the end.

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from actors.policy import NoWeightsError
 from launch import blocks
 from launch.blocks import Block, BlockPipeline
 from launch.coordinator import Coordinator
@@ -96,6 +97,27 @@ def test_a_lost_block_goes_to_whoever_can_work_after_a_while(pipeline, monkeypat
     pipeline.made.repeat_lost()
     assert pipeline.slots() == [1]
     assert [block.block_id for block in pipeline.made.in_flight.values()] == ["b0000007"]
+
+
+def test_the_attempts_of_a_block_outlast_the_start_of_a_learner_that_weights_come_from(pipeline, monkeypatch):
+    events, now_s = [], [100.0]
+    pipeline.made._on_event = events.append
+    monkeypatch.setattr(blocks.time, "monotonic", lambda: now_s[0])
+
+    def empty(_refs):
+        raise NoWeightsError
+
+    monkeypatch.setattr(blocks.ray, "get", empty)
+    monkeypatch.setattr(blocks.ray.exceptions, "RayError", NoWeightsError)
+    pipeline.made.start(0, 200)  # two blocks, of which each gets its turn
+    with pytest.raises(RuntimeError, match=r"block b0000007 failed: .*NoWeightsError"):
+        while now_s[0] < 1000.0:
+            for done in list(pipeline.made.in_flight):
+                pipeline.made.handle(done)
+            now_s[0] += 0.5
+            pipeline.made.repeat_lost()
+    assert now_s[0] - 100.0 > 60.0
+    assert sum("b0000008" in event for event in events) == len(events) // 2 == blocks.MAX_ATTEMPTS - 1
 
 
 def test_a_synchronous_run_starts_no_block_before_a_lost_one_is_back(pipeline, monkeypatch):

@@ -11,7 +11,7 @@ import ray
 
 from launch import watching
 from launch.watching import Memory, Questions, RewardService, StoredEpisodes
-from launch.windows import RecentEpisodes, update_ratio
+from launch.windows import RateWindow, RecentEpisodes, update_ratio
 from tests.launch.conftest import ROOT
 
 EMPTY = {"total_inserted_episodes": 0, "size_transitions": 0}
@@ -95,6 +95,22 @@ def test_a_restarted_reward_actor_goes_on_counting():
     after = service.metrics()
     assert (after["reward_requests"], after["reward_frames"]) == (12, 120)
     assert after["reward_latency_s"] == pytest.approx(0.4)
+
+
+def test_a_restarted_reward_actor_with_as_many_requests_and_more_batches_is_no_division_by_zero():
+    service = RewardService()
+    service.add("reward-0", batcher(10, 4, 100, busy_s=1.0, latency_s=0.1, fill=0.5))
+    service.metrics()
+    service.add("reward-0", batcher(10, 6, 100, busy_s=1.0, latency_s=0.1, fill=0.5))
+    assert service.metrics()["reward_requests"] == 10
+
+
+def test_a_learner_that_goes_back_to_a_checkpoint_has_no_negative_rate():
+    rates = RateWindow()
+    assert rates.update(0.0, 0, 0) == {}
+    assert rates.update(2.0, 100, 50) == {"agent_steps_per_s": 50.0, "updates_per_s": 25.0}
+    assert rates.update(4.0, 120, 10) == {"agent_steps_per_s": 10.0, "updates_per_s": 0.0}
+    assert rates.update(6.0, 120, 30) == {"agent_steps_per_s": 0.0, "updates_per_s": 10.0}
 
 
 def test_memory_is_that_of_the_largest_process_that_answered():

@@ -74,5 +74,7 @@ def test_the_least_tolerance_never_stops_blocks_of_any_length_and_one_step_less_
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match=r"limiter\.updates_per_step=0"):
         UpdateRatioLimiter(0)
+    with pytest.raises(ValueError, match="of at least 1e-06"):
+        UpdateRatioLimiter(1e-7)
     with pytest.raises(ValueError, match=r"limiter\.tolerance_steps=1 .*at least 2"):
         UpdateRatioLimiter(0.5, tolerance_steps=1)
