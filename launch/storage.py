@@ -225,8 +225,9 @@ class StoredRun:
         return problem
 
     def _fetch_files(self, source: str, folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+        real_folder = folder.resolve()  # The way to it may lead over symbolic links.
         for file in files:
-            if folder not in (folder / file).resolve().parents:
+            if real_folder not in (folder / file).resolve().parents:
                 return f"its manifest names {file!r}, outside of its folder"
             if not self._exists(f"{source}/{file}"):
                 return f"{file} is missing"

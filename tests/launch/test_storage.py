@@ -140,6 +140,16 @@ def test_what_is_stored_comes_back_the_same_and_old_checkpoints_go(tmp_path, url
         store.download(tmp_path / "copy")
 
 
+def test_a_run_comes_back_into_a_folder_behind_a_symbolic_link(tmp_path, url):
+    folder, store = make(tmp_path), StoredRun(f"{url}/run")
+    store.claim(folder)
+    store.upload(save(folder, 100), extra(folder), keep=1)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch")
+    copy = store.download(tmp_path / "runs" / "copy", tell=pytest.fail)
+    assert copy.latest_checkpoint(tell=pytest.fail).name == "step_000000100"
+
+
 class Dying(StoredRun):
     """Leaves half of the n-th thing that it writes or deletes, and does nothing more."""
 
