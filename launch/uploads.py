@@ -126,6 +126,7 @@ class Uploads:
     def _count(self, job: Job, error: Exception | None) -> None:
         if error is None:
             self.copied += 1
+            self._failed = None  # What failed before is older than what is there now.
             if self._is_failing:
                 self._news.append(f"checkpoint {job.checkpoint.name} is copied to {self._store.url} again")
         else:

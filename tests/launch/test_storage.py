@@ -286,6 +286,30 @@ def test_a_failed_copy_is_told_and_tried_again_with_the_next_checkpoint(tmp_path
     assert copies.failures == 4 and "the last checkpoint is not in" in copies.news()[-1]
 
 
+def test_a_checkpoint_that_failed_is_not_copied_after_a_newer_one(tmp_path):
+    folder, store = make(tmp_path), StoredRun(f"memory://{uuid.uuid4().hex}/run")
+    store.claim(folder)
+    asked, began, go, plain = [], threading.Event(), threading.Event(), store.upload
+
+    def upload(checkpoint, *arguments):
+        asked.append(checkpoint.name)
+        if len(asked) == 1:
+            began.set()
+            go.wait()
+            raise ConnectionError("no route")
+        plain(checkpoint, *arguments)
+
+    store.upload = upload
+    copies = Uploads(store, folder, keep=2)
+    copies.submit(save(folder, 100))
+    began.wait()
+    copies.submit(save(folder, 200))
+    go.set()
+    copies.finish()
+    assert asked == ["step_000000100", "step_000000200"]
+    assert not any("the last checkpoint is not in" in text for text in copies.news())
+
+
 # ---- the replay in the store
 
 
