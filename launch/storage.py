@@ -96,7 +96,7 @@ class StoredRun:
     # ---- while training
 
     def upload(self, checkpoint: Path, extra: Mapping[str, bytes], keep: int) -> None:
-        """Copies a checkpoint, then deletes all but the newest `keep` and what failed attempts have left.
+        """Copies a checkpoint as the newest, then deletes all but the newest `keep` and what failed attempts have left.
 
         Args:
             checkpoint: Folder of a whole checkpoint.
@@ -108,13 +108,20 @@ class StoredRun:
         """
         manifest = read_json(checkpoint / MANIFEST)
         self._delete(checkpoint.name)
+        # The newest are kept, so this one must be: of a damaged one, or of a continuation in another folder, a number as
+        # high or higher may be there.
+        newest = max((stored["number"] for stored in self.checkpoints().values()), default=0)
         for name in manifest["files"]:
             self.copy_in(checkpoint / name, f"{checkpoint.name}/{name}")
         records = {}
         for name, data in extra.items():
             self._write(f"{checkpoint.name}/{name}", data)
             records[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        complete = {**manifest, "files": {**manifest["files"], **records}}
+        complete = {
+            **manifest,
+            "number": max(manifest["number"], newest + 1),
+            "files": {**manifest["files"], **records},
+        }
         self._write(f"{checkpoint.name}/{MANIFEST}", json.dumps(complete, indent=2).encode())
         self._retain(keep)
 

@@ -221,6 +221,17 @@ def test_a_damaged_stored_checkpoint_is_told_and_the_one_before_it_used(tmp_path
     assert sorted(p.name for p in tmp_path.iterdir() if "second" in p.name) == []
 
 
+def test_after_a_damaged_newest_checkpoint_the_next_copy_stays(tmp_path, url):
+    folder, store = make(tmp_path), StoredRun(f"{url}/run")
+    store.claim(folder)
+    for step in (100, 200):
+        store.upload(save(folder, step), extra(folder), keep=2)
+    store._write("step_000000200/learner.pt", b"2xx")
+    copy = store.download(tmp_path / "copy", tell=[].append)
+    store.upload(save(copy, 250), extra(copy), keep=1)
+    assert list(store.checkpoints()) == ["step_000000250"]
+
+
 # ---- beside a training
 
 
@@ -392,3 +403,25 @@ def test_a_damaged_piece_is_told_and_the_checkpoint_before_it_used(tmp_path, url
     copy = store.download(tmp_path / "copy", tell=said.append)
     assert copy.latest_checkpoint().name == "step_000000510" and "replay of shard 0" in said[0]
     assert restored(copy).ids == ["e0"] and copy.replay_start() == ReplayStart(500, 200)
+
+
+def test_a_folder_that_is_behind_its_store_is_copied_whole_when_it_goes_on(tmp_path, url, monkeypatch):
+    """As after a continuation elsewhere: the store has checkpoints of higher numbers."""
+    folder, store = make(tmp_path), StoredRun(f"{url}/run")
+    shard = shard_of(folder, monkeypatch)
+    store.claim(folder)
+    shard.insert(0)
+    store.upload(save(folder, 10), with_replay(folder, ReplayCopies(store, folder, [shard])), keep=2)
+    elsewhere = store.download(tmp_path / "elsewhere")
+    replay = store._read("step_000000010/replay.json")
+    for step in (200, 300, 400):
+        store.upload(save(elsewhere, step), {**extra(elsewhere), "replay.json": replay}, keep=2)
+
+    copies = ReplayCopies(StoredRun(f"{url}/run"), folder, [shard])
+    for number in (1, 2, 3):
+        shard.insert(number)
+        name = save(folder, 10 + 10 * number).name
+        store.upload(folder.path / "checkpoints" / name, with_replay(folder, copies), keep=2)
+        assert next(iter(store.checkpoints())) == name
+        copy = store.download(tmp_path / f"copy{number}", tell=pytest.fail)
+        assert restored(copy).ids == shard.actor.ids()
