@@ -26,11 +26,15 @@ from launch.manifest import MANIFEST, files_damage
 from launch.run_folder import ReplayStart, RunFolder, to_stderr
 from launch.stores import ADVICE, ANSWER_TIMEOUT_S, open_store, within
 from learner.replay_copy import restore_store
-from models.files import read_json, write_json
+from models.files import new_folder, read_json, write_json
 
 CONFIG, METRICS, REPLAY, REPLAY_INDEX = "config.yaml", "metrics.jsonl", "replay", "replay.json"
 CHUNK_BYTES = 16 << 20
 T = TypeVar("T")
+
+
+class _DamagedError(Exception):
+    """A checkpoint in a store is not whole; says what is wrong with it."""
 
 
 class StoredRun:
@@ -197,20 +201,19 @@ class StoredRun:
             )
         problems = []
         for name, manifest in self._answer(self.checkpoints).items():
-            temporary = out.with_name(f".{out.name}.{os.getpid()}.download")
-            shutil.rmtree(temporary, ignore_errors=True)
             try:
-                problem = self._answer(partial(self._fetch, name, manifest, temporary, with_replay))
-                if problem is None:
+                with new_folder(out) as folder:
+                    problem = self._answer(partial(self._fetch, name, manifest, folder, with_replay))
+                    if problem is not None:
+                        raise _DamagedError(problem)
                     if problems:
                         tell(
                             f"WARNING: {'; '.join(problems)}. Using {name}, the newest whole one, in its place"
                         )
-                    temporary.rename(out)
-                    return RunFolder.open(out)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-            problems.append(f"checkpoint {name} in {self.url} is damaged: {problem}")
+            except _DamagedError as damage:
+                problems.append(f"checkpoint {name} in {self.url} is damaged: {damage}")
+            else:
+                return RunFolder.open(out)
         reason = "; ".join(problems) or "none was copied to its end"
         raise UsageError(f"no whole checkpoint is stored in {self.url} ({reason}); start a new run")
 

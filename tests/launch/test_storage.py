@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import uuid
@@ -230,6 +231,23 @@ def test_after_a_damaged_newest_checkpoint_the_next_copy_stays(tmp_path, url):
     copy = store.download(tmp_path / "copy", tell=[].append)
     store.upload(save(copy, 250), extra(copy), keep=1)
     assert list(store.checkpoints()) == ["step_000000250"]
+
+
+def test_what_a_killed_download_left_goes_with_the_next_one(tmp_path):
+    folder, store = make(tmp_path), StoredRun(f"memory://{uuid.uuid4().hex}/run")
+    store.claim(folder)
+    store.upload(save(folder, 100), extra(folder), keep=1)
+    child = os.fork()
+    if child == 0:
+        try:
+            store._fetch_files = lambda *_: os._exit(9)
+            store.download(tmp_path / "copy")
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(list(tmp_path.iterdir())) == 2
+    store.download(tmp_path / "copy", tell=pytest.fail)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "copy"}
 
 
 # ---- beside a training
