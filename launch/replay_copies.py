@@ -58,8 +58,9 @@ class ReplayCopies:
     def _update_shard(self, number: int) -> dict[str, Any]:
         assert self._copied is not None
         shard = self._folder.path / "replay" / f"shard_{number}"
-        for left_by_a_kill in shard.glob("outgoing-*.npz"):
-            left_by_a_kill.unlink()
+        for pattern in ("outgoing-*.npz", ".outgoing-*.npz.*"):  # The second in the middle of writing it.
+            for left_by_a_kill in shard.glob(pattern):
+                left_by_a_kill.unlink(missing_ok=True)
         while True:
             # A name of its own: of a name that it deleted, an NFS client may go on saying for a while that it is not there.
             path = shard / f"outgoing-{uuid.uuid4().hex}.npz"

@@ -79,8 +79,6 @@ def write_piece(path: Path, episodes: Sequence[Episode]) -> None:
     arrays["ids"] = np.array([episode.episode_id for episode in episodes])
     arrays["tasks"] = np.array([episode.task for episode in episodes])
     arrays["row_counts"] = np.array([len(episode) + 1 for episode in episodes])
-    for left in path.parent.glob(f".{path.name}.*"):  # By a kill in the middle of it.
-        left.unlink()
     write_atomic(path, lambda file: np.savez(file, **arrays))
 
 

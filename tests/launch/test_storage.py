@@ -381,10 +381,13 @@ def test_only_new_pieces_of_the_replay_are_copied_and_unused_ones_go(tmp_path, u
     copies = ReplayCopies(store, folder, [shard])
     read, own = [], replay_copies.file_record
     monkeypatch.setattr(replay_copies, "file_record", lambda path: (read.append(path), own(path))[1])
-    left_by_a_kill = folder.path / "replay" / "shard_0" / "outgoing-1.npz"
-    left_by_a_kill.touch()
+    left_by_a_kill = [
+        folder.path / "replay" / "shard_0" / name for name in ("outgoing-1.npz", ".outgoing-2.npz.k3x_9a")
+    ]
+    for path in left_by_a_kill:
+        path.touch()
     store.upload(save(folder, 30), with_replay(folder, copies), keep=1)
-    assert len(set(read)) == 2 and not any(path.exists() for path in (*read, left_by_a_kill))
+    assert len(set(read)) == 2 and not any(path.exists() for path in (*read, *left_by_a_kill))
     assert [name[:27] for name in store._names("replay")] == [
         *("shard_0-000000000-000000002", "shard_0-000000002-000000003")
     ]
