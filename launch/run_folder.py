@@ -107,10 +107,13 @@ class RunFolder:
         """Makes a new run folder.
 
         Raises:
-            UsageError: if the folder exists and is not empty.
+            UsageError: if the folder exists and holds more than a kill in the middle of this leaves.
         """
         folder = cls(path)
-        if folder.path.exists() and any(folder.path.iterdir()):
+        if any(
+            p.is_symlink() or not (p.is_dir() or p.name.startswith(".config.yaml."))
+            for p in folder.path.rglob("*")
+        ):
             raise UsageError(
                 f"run folder {folder.path} already exists; nothing is overwritten. "
                 f"Choose another with out=..., or go on with resume={folder.path}"

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -230,8 +231,8 @@ def test_a_checkpoint_in_use_outlives_its_successors(tmp_path):
 FILE_EVENTS = ("open", "os.", "shutil.", "tempfile.")
 
 
-def commit_until_event(folder, step, keep, last_event):
-    """Commits a checkpoint in a child process that is gone before its n-th file-system call; True if it came to its end."""
+def until_event(work, last_event):
+    """Works in a child process that is gone before its n-th file-system call; True if it came to its end."""
     child = os.fork()
     if child == 0:
         left = last_event
@@ -244,7 +245,7 @@ def commit_until_event(folder, step, keep, last_event):
                     os._exit(9)
 
         sys.addaudithook(count)
-        save(folder, step, keep)
+        work()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -258,7 +259,7 @@ def test_a_kill_before_any_file_system_call_leaves_a_whole_checkpoint(tmp_path, 
         folder = RunFolder.create(tmp_path / f"run{event}", OmegaConf.create(CONFIG))
         for earlier in (100, 200):
             save(folder, earlier, keep)
-        is_complete = commit_until_event(folder, step, keep, event)
+        is_complete = until_event(partial(save, folder, step, keep), event)
         found = folder.latest_checkpoint(tell=pytest.fail)
         seen.append(found.name)
         assert folder.counters(found)["agent_steps"] == int((found / "learner.pt").read_text())
@@ -270,6 +271,19 @@ def test_a_kill_before_any_file_system_call_leaves_a_whole_checkpoint(tmp_path, 
     new = "step_000000300" if step == 300 else "step_000000200.2"
     assert event > 20 and seen[0] == "step_000000200" and seen[-1] == new
     assert seen == sorted(seen)  # First always the old one, from the rename on always the new one.
+
+
+def test_a_kill_while_the_folder_is_made_leaves_one_that_is_made_again_or_resumed(tmp_path):
+    is_complete, event, found = False, 0, []
+    while not is_complete:
+        path, config = tmp_path / f"run{event}", OmegaConf.create(CONFIG)
+        is_complete = until_event(partial(RunFolder.create, path, config), event)
+        found.append((path / "config.yaml").exists())
+        folder = RunFolder.open(path) if found[-1] else RunFolder.create(path, config)
+        assert folder.config() == config
+        save(folder, 100)
+        event += 1
+    assert event > 5 and not found[0] and found == sorted(found)
 
 
 def test_everything_is_on_the_disk_itself_before_the_next_step(tmp_path, monkeypatch):
