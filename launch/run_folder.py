@@ -239,7 +239,7 @@ class RunFolder:
 
     def _named_by_latest(self) -> str | None:
         pointer = self._checkpoints / "LATEST"
-        return pointer.read_text().strip() if pointer.is_file() else None
+        return pointer.read_text(errors="replace").strip() if pointer.is_file() else None
 
     def _retain(self, keep: int) -> None:
         """Deletes what is neither among the newest `keep` whole checkpoints nor in use, and what kills have left."""
@@ -313,7 +313,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.ring import disk_full
-from models.files import write_atomic
+from models.files import sync_to_disk, write_atomic
 
 IDS_PER_LINE = 1000
 
@@ -49,6 +49,8 @@ class Journal:
         self.total_steps = 0
         self._lines = 0
         self._lines_at_compaction = 0
+        for left_by_a_kill in path.parent.glob(f".{path.name}.*"):
+            left_by_a_kill.unlink()
         if path.exists():
             self._replay()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -121,6 +123,10 @@ class Journal:
         text = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
         try:
             write_atomic(self.path, lambda file: file.write(text))
+            if self._sync:
+                sync_to_disk(
+                    self.path.parent
+                )  # Else the former file may be back after a power cut, without what follows.
         except OSError as error:
             raise disk_full(self.path, error) from error
         os.close(self._fd)

@@ -19,7 +19,7 @@ from learner.journal import Journal, StoredEpisode
 from learner.ring import EvictionCounter, RowFile, read_ahead_if_large
 from learner.rows import episode_of, read_transitions, row_fields, rows_of
 from models.episode import Episode
-from models.files import read_json, try_lock, write_json
+from models.files import read_json, sync_to_disk, try_lock, write_json
 
 FORMAT = 1
 EVICTIONS_FILE = "evictions.bin"
@@ -151,6 +151,8 @@ class EpisodeStore:
             frames = self._files["frames"]
             self.read_ahead = read_ahead_if_large(frames.path, frames.row_bytes)
             self._evictions = EvictionCounter(self.folder / EVICTIONS_FILE, writable=True)
+            if config.sync:
+                sync_to_disk(self.folder)  # The names of the files, too.
         except BaseException:
             os.close(self._lock)
             raise

@@ -177,7 +177,7 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # Bytes that are no text as well.
         raise ValueError(
             f"{path} is not valid JSON ({error}); it may be half written: make it again"
         ) from error

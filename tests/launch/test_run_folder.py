@@ -215,6 +215,17 @@ def test_a_checkpoint_from_before_manifests_is_taken_and_a_new_one_wins_over_it(
     assert old.exists()
 
 
+def test_bytes_that_are_no_text_cost_a_line_of_metrics_and_no_checkpoint(tmp_path):
+    folder = make(tmp_path)
+    whole = save(folder, 100)
+    (folder.path / "checkpoints" / "LATEST").write_bytes(b"\xff\xfe")
+    warnings = []
+    assert folder.latest_checkpoint(tell=warnings.append) == whole
+    assert "which LATEST names, is missing" in warnings[0]
+    (folder.path / "metrics.jsonl").write_bytes(b'{"wall_s": 1.0}\n\xff\xfe\n{"wall_s": 2.0}\n')
+    assert [row["wall_s"] for row in folder.metric_lines()] == [1.0, 2.0]
+
+
 def test_a_checkpoint_in_use_outlives_its_successors(tmp_path):
     folder = make(tmp_path)
     first = save(folder, 100, keep=1)

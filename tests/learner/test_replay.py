@@ -354,6 +354,33 @@ def test_journal_stays_bounded_and_remembers_ids(tmp_path, monkeypatch):
     store.close()
 
 
+def test_names_of_files_are_on_the_disk_too_where_it_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "IDS_PER_LINE", 10)
+    folders, fsync = [], os.fsync
+
+    def remember(handle):
+        folders.append(Path(os.readlink(f"/proc/self/fd/{handle}")) == tmp_path)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", remember)
+    open_store(tmp_path).close()
+    assert not any(folders)
+    store = open_store(tmp_path, replace(CONFIG, sync=True))
+    assert folders.pop()
+    folders.clear()
+    for number in range(20):
+        store.insert(make_episode(number, 5))
+    assert folders[:2] == [False, True]  # the journal in short form, then its name
+    store.close()
+
+
+def test_what_a_kill_left_of_a_journal_in_short_form_is_removed(tmp_path):
+    open_store(tmp_path).close()
+    (tmp_path / ".journal.jsonl.a1b2").write_text("")
+    open_store(tmp_path).close()
+    assert not list(tmp_path.glob(".journal*"))
+
+
 def test_a_store_larger_than_memory_asks_the_disk_for_all_rows_of_a_batch_first(tmp_path, monkeypatch):
     store = open_store(tmp_path)
     for number in (1, 2, 3):

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from models.files import hold_folder, new_folder, try_lock
+from models.files import hold_folder, new_folder, read_json, try_lock
 
 WRITE = """
 import sys; from pathlib import Path; from models.files import new_folder
@@ -80,3 +80,10 @@ def test_what_a_kill_left_of_a_new_folder_is_removed_and_nothing_else(tmp_path):
     with new_folder(tmp_path / "another"):  # whose default name has the time in it
         assert not begun.exists()
     assert set(tmp_path.iterdir()) == before | {tmp_path / "another"}
+
+
+def test_json_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "store.json"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=f"{path} is not valid JSON"):
+        read_json(path)
