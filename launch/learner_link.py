@@ -14,7 +14,6 @@ from launch.run_folder import RunFolder
 from learner.learner_core import FILE_NAME
 
 LOOK_EVERY_S = 1.0
-ANSWER_TIMEOUT_S = 60.0
 
 
 class LearnerLink:
@@ -94,7 +93,10 @@ class LearnerLink:
         self._settle()
         for attempt in range(3):
             try:
-                ray.get(self._actor.save.remote(str(folder), self.updates), timeout=ANSWER_TIMEOUT_S)
+                answer = self._actor.save.remote(str(folder), self.updates)
+                while not ray.wait([answer], timeout=LOOK_EVERY_S)[0]:  # A disk may be slow.
+                    self._while_waiting()
+                ray.get(answer)
                 return
             except ray.exceptions.RayError as error:
                 if attempt == 2:

@@ -119,4 +119,13 @@ def test_what_cannot_be_placed_is_named(cluster, tmp_path):
     named = r"no node for learner \(0\.125 CPU, 1 GPU\).* after [2-9] s; the cluster has \d nodes: "
     assert re.search(named, waited.stdout), waited.stdout  # said while it waits
     assert re.search(named, waited.stderr), waited.stderr  # and when it gives up
+    stopped = start(
+        *common, "cluster.learner_gpus=1", "cluster.wait_for_resources_s=600", f"out={tmp_path / 'c'}"
+    )
+    assert any("no node for learner" in line for line in stopped.stdout)
+    stopped.send_signal(signal.SIGINT)
+    output, _ = stopped.communicate(timeout=60)
+    assert (stopped.returncode, "interrupted" in output, (tmp_path / "c").exists()) == (130, True, False), (
+        output
+    )
     cluster.remove_node(node)

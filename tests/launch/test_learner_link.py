@@ -108,13 +108,14 @@ def test_a_learner_that_dies_once_more_while_it_is_restored_is_brought_back(monk
 
 
 def test_a_slow_learner_is_waited_for_at_a_checkpoint(monkeypatch):
-    """Two calls of 50 updates at 0.4 updates/s, with 120 s to come back after a death."""
+    """Two calls of 50 updates at 0.4 updates/s and a slow disk, with 120 s to come back after a death."""
     learner, now_s, looks = CountingLearner(), [0.0], []
-    learner.save = SimpleNamespace(remote=lambda *_: Answer({}))
+    saved = Answer({})
+    learner.save = SimpleNamespace(remote=lambda *_: saved)
     link = LearnerLink(learner, None, pytest.fail, lambda: looks.append(now_s[0]), recovery_timeout_s=120.0)
     link.start(50, agent_steps=100)
     link.start(50, agent_steps=100)
-    done_at_s = dict(zip(link.in_flight, (125.0, 250.0)))
+    done_at_s = dict(zip(link.in_flight, (125.0, 250.0))) | {saved: 400.0}
 
     def wait(refs, timeout, **_):
         now_s[0] += timeout
@@ -125,7 +126,7 @@ def test_a_slow_learner_is_waited_for_at_a_checkpoint(monkeypatch):
     monkeypatch.setattr(learner_link.ray, "wait", wait)
     monkeypatch.setattr(learner_link.ray, "get", lambda ref, **_: ref.value)
     link.save("folder")
-    assert (link.updates, now_s[0], len(looks)) == (100, 250.0, 250)
+    assert (link.updates, now_s[0], len(looks)) == (100, 400.0, 399)
 
 
 def test_a_learner_that_dies_after_writing_a_checkpoint_writes_it_again(monkeypatch, tmp_path):
