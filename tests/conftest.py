@@ -14,8 +14,13 @@ protect_local_ray("local")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes (`make test`): what starts Ray takes turns in one of them, any other file stays whole."""
+    """For several processes (`make test`): what starts Ray takes turns in one of them, any other file stays whole.
+
+    The former takes longest, so it comes first.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     for item in items:
         name = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(name))
