@@ -90,15 +90,22 @@ RETRIED = {"max_restarts": -1, "max_task_retries": -1}
 RESTARTED = {"max_restarts": -1, "max_task_retries": 0}
 
 
-def build_system(settings: TrainSettings, folder: Path, on_event: Callable[[str], None] = print) -> System:
+def build_system(
+    settings: TrainSettings,
+    folder: Path,
+    on_event: Callable[[str], None] = print,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> System:
     """Creates every actor and waits until all answer.
 
     Args:
         settings: Everything configurable.
         folder: Run folder (replay shards live in it).
         on_event: Called with a sentence when actors wait for resources that the cluster does not have.
+        is_stopped: Whether somebody has asked for an end; looked at while actors wait for nodes.
 
     Raises:
+        KeyboardInterrupt: if so.
         RuntimeError: naming the actor that does not start, and why.
     """
     from learner.weights_actor import WeightStore
@@ -111,7 +118,8 @@ def build_system(settings: TrainSettings, folder: Path, on_event: Callable[[str]
         rollouts={slot: make_rollout(settings, slot) for slot in range(settings.rollout.first_actors)},
         evaluator=_evaluator(settings),
     )
-    _wait_until_ready(system, settings, on_event)
+    _wait_for_nodes(settings, on_event, is_stopped)
+    _wait_until_ready(system, settings)
     return system
 
 
@@ -250,19 +258,21 @@ def _egl_device(cluster: ClusterSettings, number: int) -> int | None:
     return cluster.egl_devices[number % len(cluster.egl_devices)] if cluster.egl_devices else None
 
 
-def _wait_until_ready(system: System, settings: TrainSettings, on_event: Callable[[str], None]) -> None:
-    """Waits for the resources of all actors, then for their constructors."""
-    _wait_for_nodes(settings, on_event)
+def _wait_until_ready(system: System, settings: TrainSettings) -> None:
+    """Waits for the constructors of all actors."""
     for name, actor in system.by_name().items():
         hint = f"its constructor has not returned; the cluster has {cluster_text()}; see the Ray logs"
         get_or_explain(actor.ping.remote(), name, settings.cluster.start_timeout_s, hint)
 
 
-def _wait_for_nodes(settings: TrainSettings, on_event: Callable[[str], None]) -> None:
+def _wait_for_nodes(
+    settings: TrainSettings, on_event: Callable[[str], None], is_stopped: Callable[[], bool]
+) -> None:
     """Waits until every actor has a node, and says what is missing while it waits.
 
     Raises:
         RuntimeError: naming what found no node within the time allowed.
+        KeyboardInterrupt: if somebody has asked for an end.
     """
     cluster = settings.cluster
     started_s = time.monotonic()
@@ -280,4 +290,6 @@ def _wait_for_nodes(settings: TrainSettings, on_event: Callable[[str], None]) ->
         if waited_s > cluster.report_unplaced_after_s and not reported:
             on_event(f"{text}; waiting up to {patience_s:.0f} s")
             reported = True
+        if is_stopped():
+            raise KeyboardInterrupt
         time.sleep(0.2)

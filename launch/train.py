@@ -192,11 +192,10 @@ def train(
     )
     try:
         start_ray(settings.cluster, namespace=f"drr-{folder.path.name}-{time.time_ns():x}")
+        stop = StopFlag()  # After Ray, which puts its own handler on SIGTERM.
         require_resources(settings)
         view.event(f"Ray is up with {ray.cluster_resources().get('CPU', 0):g} CPUs; starting actors")
-        system = build_system(settings, folder.path, view.event)
-        # From here on a signal asks for a checkpoint and a clean end; before, it ends the start, which may wait for nodes.
-        stop = StopFlag()
+        system = build_system(settings, folder.path, view.event, lambda: bool(stop))
         gl = ray.get(system.rollouts[0].describe_gl.remote())
         view.event(
             f"rendering with {gl['renderer']}" + (f". WARNING: {gl['warning']}" if gl["warning"] else "")
