@@ -15,10 +15,9 @@ from typing import Any
 
 import ray
 
-from launch.failures import describe, is_process_failure
+from launch.failures import MAX_ATTEMPTS, describe, is_process_failure
 from launch.system import System
 
-MAX_ATTEMPTS = 20
 # Of one rollout actor: while one is scored and stored, the next is rolled out.
 MOST_BLOCKS_IN_FLIGHT = 2
 RETRY_AFTER_S = 0.5

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from launch.blocks import RETRY_AFTER_S
-from launch.failures import describe, is_process_failure
+from launch.failures import MAX_ATTEMPTS, describe, is_process_failure
 from launch.run_folder import RunFolder
 from launch.settings import TrainSettings
 from launch.system import System
@@ -55,6 +55,7 @@ class EvaluationRun:
         self._summary: dict[str, Any] | None = None
         self._episodes: Any = None
         self._not_before_s = 0.0
+        self._attempts = 0
         self.submit(version_ref)
 
     @property
@@ -66,6 +67,7 @@ class EvaluationRun:
         """Starts, or starts again after a failure."""
         settings = self._settings
         self._summary = None
+        self._attempts += 1
         self.ref, self._episodes = self._system.evaluator.evaluate.options(num_returns=2).remote(
             version_ref, settings.eval_episodes, settings.eval_videos
         )
@@ -77,7 +79,7 @@ class EvaluationRun:
             The result after the last step, else None.
 
         Raises:
-            RuntimeError: if evaluation failed for a reason that a retry cannot mend.
+            RuntimeError: if evaluation failed for a reason that a retry cannot mend, or over and over again.
         """
         try:
             value = ray.get(ref)
@@ -86,9 +88,14 @@ class EvaluationRun:
         except ray.exceptions.RayError as error:
             if not is_process_failure(error):
                 raise RuntimeError(f"evaluation failed: {describe(error)}") from error
+            if self._attempts >= MAX_ATTEMPTS:
+                raise RuntimeError(
+                    f"evaluation at {self.agent_steps:,} agent steps failed {self._attempts} times, at last: "
+                    f"{describe(error)}. Mend that, then go on with resume="
+                ) from error
             on_recovery(f"evaluation starts again after {describe(error)}")
             # Not at once: a call of an actor that is still dead would fail as fast as it is made.
-            self.ref, self._not_before_s = None, time.monotonic() + RETRY_AFTER_S
+            self.ref, self._not_before_s = None, time.monotonic() + RETRY_AFTER_S * self._attempts
             return None
         if self._summary is None:
             self._summary = value

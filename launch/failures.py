@@ -19,6 +19,8 @@ from ray.exceptions import (
 from actors.policy import NoWeightsError
 from learner.learner_actor import LearnerRestartedError
 
+# Of one piece of work: when processes have died over it so often, something is wrong that a restart does not mend.
+MAX_ATTEMPTS = 20
 DEAD_ANSWER_TIMEOUT_S = 10.0  # Ray answers at once for an actor that is dead.
 
 PROCESS_FAILURES = (

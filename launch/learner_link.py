@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from launch.failures import describe, is_process_failure
+from launch.failures import MAX_ATTEMPTS, describe, is_process_failure
 from launch.run_folder import RunFolder
 from learner.learner_core import FILE_NAME
 
@@ -44,6 +44,7 @@ class LearnerLink:
         self.in_flight: dict[Any, int] = {}
         self.batch_wait_s = 0.0
         self._metrics: dict[str, float] = {}
+        self._deaths, self._updates_reached = 0, 0
 
     @property
     def updates_in_flight(self) -> int:
@@ -144,6 +145,7 @@ class LearnerLink:
             # It lives, and its count is the truth: a call that failed half-way may have done some updates.
             self.updates = int(answer["updates"])
             return f"learner goes on at update {self.updates} after {describe(error)}"
+        self._count_death(error)
         notes: list[str] = []
         checkpoint = self._folder.latest_checkpoint(tell=notes.append)
         if checkpoint is None:
@@ -157,6 +159,17 @@ class LearnerLink:
         return ". ".join(
             [f"learner restarted after {describe(error)}; continues at update {self.updates}", *notes]
         )
+
+    def _count_death(self, error: BaseException) -> None:
+        """Gives up on a learner that never gets further: one that runs out of memory, say, does so every time."""
+        if self.updates > self._updates_reached:
+            self._deaths, self._updates_reached = 0, self.updates
+        self._deaths += 1
+        if self._deaths >= MAX_ATTEMPTS:
+            raise RuntimeError(
+                f"the learner died {self._deaths} times without getting beyond update {self._updates_reached}, at last: "
+                f"{describe(error)}. Mend that, then go on with resume="
+            ) from error
 
     def _wait_until_it_answers(self, error: BaseException, deadline_s: float) -> dict[str, Any]:
         ping = self._actor.ping.remote()

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from launch.placement import EPSILON, free_resources
+from launch.placement import EPSILON
 from launch.settings import RolloutSettings
 
 GIVE_UP_AFTER_S = 15.0
@@ -37,7 +37,7 @@ class RolloutPool:
         settings: RolloutSettings,
         cpus: float,
         make: Callable[[int], Any],
-        free: Callable[[], Sequence[dict[str, float]]] = free_resources,
+        free: Callable[[], Sequence[dict[str, float]]],
     ) -> None:
         self._handles, self._settings, self._cpus = handles, settings, cpus
         self._make, self._free = make, free

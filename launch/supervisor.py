@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 
 from launch.blocks import BlockPipeline
 from launch.failures import why_dead
-from launch.placement import NotRunning, cluster_text, needs_of, not_running, rollout_name, rollout_need
+from launch.placement import (
+    EPSILON,
+    NotRunning,
+    cluster_text,
+    free_resources,
+    needs_of,
+    not_running,
+    rollout_name,
+    rollout_need,
+)
 from launch.rollout_pool import RolloutPool
 from launch.settings import TrainSettings
 from launch.system import System, make_rollout
@@ -23,6 +32,7 @@ class Supervisor:
         system: Actor handles; rollout actors are added and removed with `rollout.num_actors=auto`.
         on_event: Called with a sentence for the console and metrics.jsonl.
         look: What asks Ray.
+        free: Free resources of each node.
 
     Attributes:
         down: The actors that are not running, at the last look.
@@ -34,8 +44,9 @@ class Supervisor:
         system: System,
         on_event: Callable[[str], None],
         look: Callable[[], NotRunning] = not_running,
+        free: Callable[[], Sequence[dict[str, float]]] = free_resources,
     ) -> None:
-        self._system, self._on_event, self._ask = system, on_event, look
+        self._system, self._on_event, self._ask, self._free = system, on_event, look, free
         self._report_after_s = settings.cluster.report_unplaced_after_s
         self._patience_s = settings.cluster.patience_s
         self._needs = {need.name: need for need in needs_of(settings)}
@@ -45,6 +56,7 @@ class Supervisor:
             settings.rollout,
             settings.cluster.rollout_cpus,
             lambda slot: make_rollout(settings, slot),
+            free,
         )
         self.down = NotRunning()
         self._looked_s = 0.0
@@ -70,13 +82,22 @@ class Supervisor:
         self._retire_dead(now_s)
         slots = {rollout_name(slot): slot for slot in self._system.rollouts}
         waiting = self.down.without_node
-        others_need_cpus = sum(self._needs[n].cpus for n in waiting if n in self._needs and n not in slots)
-        for event in self._pool.adjust({slots[n] for n in waiting if n in slots}, now_s, others_need_cpus):
+        for event in self._pool.adjust(
+            {slots[n] for n in waiting if n in slots}, now_s, self._cpus_lacking(waiting - slots.keys())
+        ):
             self._on_event(event)
         if blocks is not None:
             started = self._system.rollouts.keys() - set(slots.values())
             blocks.idle = {slots[name] for name in self.down.names if name in slots} | started
         self._report(now_s)
+
+    def _cpus_lacking(self, names: Set[str]) -> float:
+        """CPUs that would give these actors a node: none for one that waits for a GPU which no node has free."""
+        needs = [self._needs[name] for name in names if name in self._needs]
+        if any(need.gpus > 0 for need in needs):
+            gpus = max((node.get("GPU", 0.0) for node in self._free()), default=0.0)
+            needs = [need for need in needs if need.gpus <= gpus + EPSILON]
+        return sum(need.cpus for need in needs)
 
     def _retire_dead(self, now_s: float) -> None:
         """Goes on without rollout actors whose constructor fails, as on a node that lacks a library."""

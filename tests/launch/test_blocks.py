@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from actors.policy import NoWeightsError
-from launch import blocks
+from launch import blocks, failures
 from launch.blocks import Block, BlockPipeline
 from launch.coordinator import Coordinator
 from launch.run_folder import ReplayStart
@@ -117,7 +117,7 @@ def test_the_attempts_of_a_block_outlast_the_start_of_a_learner_that_weights_com
             now_s[0] += 0.5
             pipeline.made.repeat_lost()
     assert now_s[0] - 100.0 > 60.0
-    assert sum("b0000008" in event for event in events) == len(events) // 2 == blocks.MAX_ATTEMPTS - 1
+    assert sum("b0000008" in event for event in events) == len(events) // 2 == failures.MAX_ATTEMPTS - 1
 
 
 def test_a_synchronous_run_starts_no_block_before_a_lost_one_is_back(pipeline, monkeypatch):

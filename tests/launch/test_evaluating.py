@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 from omegaconf import OmegaConf
-from ray.exceptions import ObjectReconstructionFailedError
+from ray.exceptions import ActorDiedError, ObjectReconstructionFailedError
 
 from launch import coordinator, evaluate, evaluating
 from launch.cli import UsageError, compose
@@ -69,6 +69,23 @@ def test_episodes_lost_with_their_node_after_scoring_are_rolled_out_again(monkey
     run.advance(run.ref, recoveries.append)
     result = run.advance(run.ref, recoveries.append)
     assert result is not None and result.metrics["success_rate"] == 0.5 and len(recoveries) == 1
+
+
+def test_an_evaluation_whose_actor_dies_every_time_ends_the_run(monkeypatch, tmp_path):
+    def get(_: str) -> object:
+        raise ActorDiedError
+
+    monkeypatch.setattr(ray, "get", get)
+    system = SimpleNamespace(evaluator=SimpleNamespace(evaluate=Remote("summary", "episodes")), rewards=[])
+    settings = SimpleNamespace(eval_episodes=2, eval_videos=0)
+    run = EvaluationRun(settings, system, SimpleNamespace(path=tmp_path), "version", 4000)
+    recoveries: list[str] = []
+    for _ in range(19):
+        assert run.advance(run.ref, recoveries.append) is None
+        run.submit("version")
+    with pytest.raises(RuntimeError, match=r"at 4,000 agent steps failed 20 times, .*ActorDied.* resume="):
+        run.advance(run.ref, recoveries.append)
+    assert len(recoveries) == 19
 
 
 def test_an_evaluation_that_is_made_again_after_a_kill_has_videos_of_its_own(monkeypatch, tmp_path):

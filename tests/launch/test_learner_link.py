@@ -107,6 +107,40 @@ def test_a_learner_that_dies_once_more_while_it_is_restored_is_brought_back(monk
     assert (loads, link.updates) == (["step_1", "step_1"], 30) and len(events) == 1
 
 
+def test_a_learner_that_dies_every_time_before_it_gets_further_ends_the_run(monkeypatch):
+    """It comes back at update 30, reaches 50, and dies over the next 20, again and again; further on, it may die again."""
+    actor, events = MortalLearner("fresh", 0), []
+    link = LearnerLink(actor, SimpleNamespace(latest_checkpoint=lambda tell: "step_1"), events.append)
+    dead: set[object] = set()
+
+    def get(ref, **_):
+        if ref in dead:
+            raise ray.exceptions.ActorDiedError
+        return {"metrics": {}, "batch_wait_s": 0.0} if ref.value == {} else ref.value
+
+    def reach_and_die(updates: int) -> None:
+        while link.updates < updates:
+            link.start(20, agent_steps=100)
+            link.handle(next(iter(link.in_flight)))
+        link.start(20, agent_steps=100)
+        (call,) = link.in_flight
+        dead.add(call)
+        link.handle(call)
+
+    monkeypatch.setattr(learner_link.ray, "get", get)
+    monkeypatch.setattr(learner_link.ray, "wait", lambda refs, **_: (refs, []))
+    for _ in range(19):
+        reach_and_die(50)
+    reach_and_die(70)
+    for _ in range(18):
+        reach_and_die(50)
+    assert len(events) == 38 and link.updates == 30
+    with pytest.raises(
+        RuntimeError, match=r"died 20 times without getting beyond update 70, .*ActorDied.* resume="
+    ):
+        reach_and_die(70)
+
+
 def test_a_slow_learner_is_waited_for_at_a_checkpoint(monkeypatch):
     """Two calls of 50 updates at 0.4 updates/s and a slow disk, with 120 s to come back after a death."""
     learner, now_s, looks = CountingLearner(), [0.0], []

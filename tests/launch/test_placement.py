@@ -198,6 +198,22 @@ def test_a_learner_that_cannot_be_started_again_ends_the_run_with_its_reason(wat
         watched.look(3, dead=("learner",))
 
 
+@pytest.mark.parametrize(("gpu_node", "left"), [({"CPU": 0.5}, 5), ({"CPU": 0.5, "GPU": 1.0}, 4)])
+def test_actors_are_given_up_for_a_learner_that_lacks_a_cpu_but_not_for_one_that_lacks_a_gpu(
+    monkeypatch, gpu_node, left
+):
+    monkeypatch.setattr(rollout_pool.ray, "kill", lambda handle, no_restart: None)
+    given = settings("rollout.num_actors=auto", "cluster.rollout_cpus=1", "cluster.learner_gpus=1")
+    rollouts, events = {slot: f"actor {slot}" for slot in range(5)}, []
+    system = SimpleNamespace(rollouts=rollouts)
+    waiting = NotRunning(frozenset(["learner"]), frozenset(["learner"]))
+    made = Supervisor(given, system, events.append, lambda: waiting, lambda: [{"CPU": 0.5}, gpu_node])
+    now_s = supervisor.time.monotonic()
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now_s + GROW_EVERY_S)
+    made.look()
+    assert len(rollouts) == left and len(events) == 5 - left
+
+
 def test_the_pool_does_not_fill_a_node_on_which_actors_fail(monkeypatch):
     cluster, handles = Cluster(2.0), {0: "actor 0", 1: "actor 1"}
     pool = cluster.pool(monkeypatch, handles, num_actors="auto")
