@@ -146,7 +146,7 @@ class EpisodeStore:
                     "action_dim": action_dim,
                 }
             )
-            self._journal = Journal(self.folder / "journal.jsonl", config.sync)
+            self._journal = Journal(self._journal_path(), config.sync)
             self._files = self._open_files(resolution_px, action_dim)
             frames = self._files["frames"]
             self.read_ahead = read_ahead_if_large(frames.path, frames.row_bytes)
@@ -174,6 +174,16 @@ class EpisodeStore:
                 f"replay store {self.folder} does not fit: {'; '.join(wrong)}; "
                 "use the settings it was made with or another folder"
             )
+
+    def _journal_path(self) -> Path:
+        """The journal; it is there before the rows, so that rows without one are of episodes that would be forgotten."""
+        path = self.folder / "journal.jsonl"
+        if not path.exists() and any(self.folder.glob("*.bin")):
+            raise ValueError(
+                f"replay journal {path} is missing, though there are rows beside it: the file was lost; restore it, or "
+                f"move {self.folder} away to begin this store again"
+            )
+        return path
 
     def _open_files(self, resolution_px: int, action_dim: int) -> dict[str, RowFile]:
         rows, preallocate, must_exist = self.config.rows, self.config.preallocate, bool(self._journal.live)

@@ -186,6 +186,17 @@ def test_lost_data_file_is_refused(tmp_path):
         open_store(tmp_path)
 
 
+def test_a_lost_journal_is_refused_and_no_row_is_overwritten(tmp_path):
+    open_store(tmp_path).close()
+    journal = tmp_path / "journal.jsonl"
+    journal.unlink()
+    with pytest.raises(ValueError, match=r"journal\.jsonl is missing, .* restore it, or move .* away"):
+        open_store(tmp_path)
+    assert not journal.exists()
+    journal.touch()  # as after a kill between the two
+    open_store(tmp_path).close()
+
+
 def test_two_processes_cannot_write_one_store(tmp_path, monkeypatch):
     monkeypatch.setattr("learner.replay.LOCK_WAIT_S", 0.2)
     store = open_store(tmp_path)
