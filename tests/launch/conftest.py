@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -47,6 +51,20 @@ def run_verb(
     return done
 
 
+def refused(verb: str, *overrides: str) -> str:
+    """What `launch/<verb>.py` writes to stderr when it ends with exit code 2.
+
+    In this process, since another one would import everything again. Not for commands that have started Ray by then.
+    """
+    errors = io.StringIO()
+    main = importlib.import_module(f"launch.{verb}").main
+    arguments = patch.object(sys, "argv", [f"{verb}.py", *overrides])
+    with arguments, redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2, f"{verb} {overrides}: exit code {ended.value.code}\n{errors.getvalue()}"
+    return errors.getvalue()
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, worker_id) -> Path:
     """Folder with data/expert, data/random, codec and video of a tiny reward model; several processes share it."""
@@ -74,7 +92,7 @@ def make_tiny(folder: Path) -> None:
     pretrain = [o for o in TINY if not o.startswith("env")] + [
         f"data={folder}/data/expert",
         "device=cpu",
-        "threads=2",
+        "threads=1",  # Tests run beside it.
     ]
     run_verb("pretrain", *pretrain, "stage=codec", f"out={folder}/codec")
     run_verb("pretrain", *pretrain, "stage=video", f"codec_checkpoint={folder}/codec", f"out={folder}/video")

@@ -14,7 +14,7 @@ from models.videogpt.checkpoint import load_videogpt
 from models.videos import read_videos
 from models.vqdiffusion.checkpoint import load_video_model
 from models.vqgan import images_to_tensor, load_codec
-from tests.launch.conftest import run_verb
+from tests.launch.conftest import refused, run_verb
 from tests.models.test_videogpt import close, tensors
 
 
@@ -57,11 +57,8 @@ def test_codec(files, golden, tmp_path):
         3,
         "full",
     )
-    again = run_verb(
-        "convert", "kind=codec", f"source={files}/vqgan.pt", f"out={tmp_path}/codec", check=False
-    )
-    assert again.returncode == 2
-    assert "already exists; nothing is overwritten" in again.stderr
+    again = refused("convert", "kind=codec", f"source={files}/vqgan.pt", f"out={tmp_path}/codec")
+    assert "already exists; nothing is overwritten" in again
 
 
 def test_video_model_gets_statistics_and_scores_the_golden_episode(files, golden, tmp_path):
@@ -115,9 +112,7 @@ def test_videogpt(files, golden, tmp_path):
 
 def test_codec_from_a_file_of_its_own(files, tmp_path):
     common = ("kind=videogpt", f"source={files}/videogpt_without_codec.pt", "num_heads=4")
-    refused = run_verb("convert", *common, f"out={tmp_path}/a", check=False)
-    assert refused.returncode == 2
-    assert "codec_source=<vqgan.pt>" in refused.stderr
+    assert "codec_source=<vqgan.pt>" in refused("convert", *common, f"out={tmp_path}/a")
     run_verb("convert", *common, f"codec_source={files}/vqgan.pt", f"out={tmp_path}/a")
     load_videogpt(tmp_path / "a")
 
@@ -131,8 +126,8 @@ def test_dataset_becomes_video_folders(files, golden, tmp_path):
     frames = np.load(golden("diffusion_reward") / "io.npz")["frames_u8"]
     assert all(np.array_equal(episode.frames, frames) for episode in videos.episodes)
     assert all(record["success"] is None for record in videos.records)
-    again = run_verb("convert", "kind=dataset", f"source={files}/data", f"out={tmp_path}", check=False)
-    assert "nothing is overwritten" in again.stderr
+    again = refused("convert", "kind=dataset", f"source={files}/data", f"out={tmp_path}")
+    assert "nothing is overwritten" in again
     assert sorted(path.name for path in (tmp_path / "door-close").iterdir()) == ["expert"]
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from launch.storage import StoredRun
-from tests.launch.conftest import run_verb
+from tests.launch.conftest import refused, run_verb
 from tests.launch.test_training import SMALL, rows, start, stored_ids, wait_until
 
 pytestmark = pytest.mark.ray
@@ -54,12 +54,9 @@ def test_a_killed_training_goes_on_from_its_store(tmp_path):
     assert len(stored_ids(tmp_path / "bare")) == 400 // 20
     assert any("the replay is empty" in row["event"] for row in rows(tmp_path / "bare", "event"))
 
-    again = run_verb("train", f"resume={store}/one", f"out={tmp_path}/bare", check=False)
-    assert again.returncode == 2 and "already exists" in again.stderr
-    twice = run_verb(
-        "train", *SMALL, "reward=sparse", f"storage={store}", f"out={tmp_path}/other/one", check=False
-    )
-    assert twice.returncode == 2 and "nothing is overwritten" in twice.stderr
+    assert "already exists" in refused("train", f"resume={store}/one", f"out={tmp_path}/bare")
+    twice = refused("train", *SMALL, "reward=sparse", f"storage={store}", f"out={tmp_path}/other/one")
+    assert "nothing is overwritten" in twice
 
 
 def go_on(stored: str, out: Path, *overrides: str) -> list[dict]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch.nn import Module
 
 from models.videos import RenderSettings
 from models.vqdiffusion import VQDiffusion, VQDiffusionConfig
@@ -14,6 +16,7 @@ from models.vqdiffusion.checkpoint import save_video_model
 from models.vqgan import VQGAN, VQGANConfig
 
 RENDER = RenderSettings(quality="fast", camera="corner2", height_px=64, width_px=64)
+Model = TypeVar("Model", bound=Module)
 META = {"tasks": ["door-close"], "domain": "metaworld", "render": asdict(RENDER), "action_repeat": 3}
 
 
@@ -24,18 +27,26 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def tiny_codec() -> VQGAN:
+    """A few weights, large enough that tokens of different pictures differ."""
     torch.manual_seed(1)
-    return VQGAN(VQGANConfig(num_codes=16, latent_dim=4, channels=(32, 32, 32, 32))).eval()
+    codec = VQGAN(
+        VQGANConfig(architecture="compact", num_codes=16, latent_dim=4, channels=(16,), residual_blocks=1)
+    )
+    return with_noise(codec, 0.1)
 
 
 def tiny_model(**changes) -> VQDiffusion:
     """Two layers with weights large enough that predictions differ between histories."""
     torch.manual_seed(2)
     sizes = {"num_codes": 16, "num_layers": 2, "width": 16, "num_heads": 2, "condition_dim": 8}
-    model = VQDiffusion(VQDiffusionConfig(**{**sizes, **changes}))
+    return with_noise(VQDiffusion(VQDiffusionConfig(**{**sizes, **changes})), 0.3)
+
+
+def with_noise(model: Model, scale: float) -> Model:
+    """Adds normal noise to all weights; for evaluation."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(scale * torch.randn_like(parameter))
     return model.eval()
 
 
