@@ -168,16 +168,22 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
 
     Raises:
         FileNotFoundError: if it is missing.
-        ValueError: naming the file, if it is not valid JSON.
+        ValueError: naming the file, if it is not valid JSON, or something else than an object.
     """
     try:
-        return json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text())
     except ValueError as error:  # Bytes that are no text as well.
         raise ValueError(
             f"{path} is not valid JSON ({error}); it may be half written: make it again"
         ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} holds {json.dumps(content)[:40]}, expected an object of names and values; the file was changed from "
+            "outside: restore it or make it again"
+        )
+    return content

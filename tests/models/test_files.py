@@ -82,8 +82,11 @@ def test_what_a_kill_left_of_a_new_folder_is_removed_and_nothing_else(tmp_path):
     assert set(tmp_path.iterdir()) == before | {tmp_path / "another"}
 
 
-def test_json_that_is_no_text_is_named(tmp_path):
+def test_json_that_is_no_text_or_no_object_is_named(tmp_path):
     path = tmp_path / "store.json"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=f"{path} is not valid JSON"):
+        read_json(path)
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match=rf"{path} holds \[1, 2\], expected an object"):
         read_json(path)
