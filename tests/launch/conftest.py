@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
@@ -51,18 +51,31 @@ def run_verb(
     return done
 
 
-def refused(verb: str, *overrides: str) -> str:
-    """What `launch/<verb>.py` writes to stderr when it ends with exit code 2.
+def run_here(verb: str, *overrides: str) -> str:
+    """What `launch/<verb>.py` writes to stdout, run in this process: another one would import everything again."""
+    code, output, errors = _main(verb, overrides)
+    assert code == 0, f"{verb} {overrides}:\n{output[-3000:]}\n{errors[-3000:]}"
+    return output
 
-    In this process, since another one would import everything again. Not for commands that have started Ray by then.
+
+def refused(verb: str, *overrides: str) -> str:
+    """What `launch/<verb>.py` writes to stderr when it ends with exit code 2, run in this process.
+
+    Not for commands that have started Ray by then.
     """
-    errors = io.StringIO()
+    code, _, errors = _main(verb, overrides)
+    assert code == 2, f"{verb} {overrides}: exit code {code}\n{errors}"
+    return errors
+
+
+def _main(verb: str, overrides: tuple[str, ...]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a script's `main`."""
+    output, errors = io.StringIO(), io.StringIO()
     main = importlib.import_module(f"launch.{verb}").main
     arguments = patch.object(sys, "argv", [f"{verb}.py", *overrides])
-    with arguments, redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+    with arguments, redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 2, f"{verb} {overrides}: exit code {ended.value.code}\n{errors.getvalue()}"
-    return errors.getvalue()
+    return ended.value.code, output.getvalue(), errors.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -80,12 +93,15 @@ def tiny(tmp_path_factory, worker_id) -> Path:
 
 def make_tiny(folder: Path) -> None:
     common = [o for o in TINY if o.startswith(("task", "env"))]
-    run_verb("collect", *common, "env.episode_steps=60", "episodes=10", f"out={folder}/data/expert")
+    run_verb(
+        "collect", *common, "env.episode_steps=60", "episodes=10", "workers=1", f"out={folder}/data/expert"
+    )
     run_verb(
         "collect",
         *common,
         "behaviour=random",
         "episodes=2",
+        "workers=1",
         "validation_every=0",
         f"out={folder}/data/random",
     )

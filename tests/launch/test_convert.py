@@ -14,7 +14,7 @@ from models.videogpt.checkpoint import load_videogpt
 from models.videos import read_videos
 from models.vqdiffusion.checkpoint import load_video_model
 from models.vqgan import images_to_tensor, load_codec
-from tests.launch.conftest import refused, run_verb
+from tests.launch.conftest import refused, run_here, run_verb
 from tests.models.test_videogpt import close, tensors
 
 
@@ -63,7 +63,7 @@ def test_codec(files, golden, tmp_path):
 
 def test_video_model_gets_statistics_and_scores_the_golden_episode(files, golden, tmp_path):
     out = tmp_path / "video"
-    run_verb("convert", "kind=video", f"source={files}/best.pth", "num_heads=4", f"out={out}")
+    run_here("convert", "kind=video", f"source={files}/best.pth", "num_heads=4", f"out={out}")
     model, _, meta = load_video_model(out)
     assert model.config.num_layers == 2
     assert meta["official"] == {"file": "best.pth", "weights": "ema", "last_epoch": 99}
@@ -77,7 +77,7 @@ def test_video_model_gets_statistics_and_scores_the_golden_episode(files, golden
         *("pretrain", *common, "stage=statistics"),
         *(f"data={files}/data/metaworld", f"out={out}", "threads=1"),
     )
-    run_verb(
+    run_here(
         *("score", *common, f"checkpoint={out}", f"videos={files}/data/metaworld/door-close-v2"),
         *("split=validation", "against=frozen", f"out={tmp_path}/score"),
     )
@@ -94,13 +94,13 @@ def test_video_model_gets_statistics_and_scores_the_golden_episode(files, golden
 
 def test_videogpt(files, golden, tmp_path):
     out = tmp_path / "gpt"
-    done = run_verb(
+    output = run_here(
         *("convert", "kind=videogpt", "domain=adroit", "tasks=[door,pen]", f"source={files}/videogpt.pt"),
         *("num_heads=4", f"out={out}"),
     )
-    assert "weights know upside-down pictures" in done.stdout
-    assert "left out, unknown: 1 tensors (lpips.weight)" in done.stdout
-    assert "nothing reads them: 2 tensors (transformer.blocks.0.attn.mask" in done.stdout
+    assert "weights know upside-down pictures" in output
+    assert "left out, unknown: 1 tensors (lpips.weight)" in output
+    assert "nothing reads them: 2 tensors (transformer.blocks.0.attn.mask" in output
     model, codec, meta = load_videogpt(out)
     assert (meta["tasks"], meta["action_repeat"]) == (["adroit-door", "adroit-pen"], 2)
     assert meta["render"]["camera"] == "paper"
@@ -113,13 +113,13 @@ def test_videogpt(files, golden, tmp_path):
 def test_codec_from_a_file_of_its_own(files, tmp_path):
     common = ("kind=videogpt", f"source={files}/videogpt_without_codec.pt", "num_heads=4")
     assert "codec_source=<vqgan.pt>" in refused("convert", *common, f"out={tmp_path}/a")
-    run_verb("convert", *common, f"codec_source={files}/vqgan.pt", f"out={tmp_path}/a")
+    run_here("convert", *common, f"codec_source={files}/vqgan.pt", f"out={tmp_path}/a")
     load_videogpt(tmp_path / "a")
 
 
 def test_dataset_becomes_video_folders(files, golden, tmp_path):
-    done = run_verb("convert", "kind=dataset", f"source={files}/data", f"out={tmp_path}")
-    assert f"4 videos of door-close: {tmp_path}/door-close/expert" in done.stdout
+    output = run_here("convert", "kind=dataset", f"source={files}/data", f"out={tmp_path}")
+    assert f"4 videos of door-close: {tmp_path}/door-close/expert" in output
     videos = read_videos(tmp_path / "door-close" / "expert")
     assert (videos.task, videos.domain, videos.render.quality) == ("door-close", "metaworld", "full")
     assert (len(videos.split("train")), len(videos.split("validation"))) == (2, 2)

@@ -14,7 +14,7 @@ from launch.settings import train_settings
 from models.relative_video.config import RewardNetworkConfig
 from models.videos import read_videos
 from reward_service.relative_reward import RelativeRewardConfig
-from tests.launch.conftest import TINY, refused, run_verb
+from tests.launch.conftest import TINY, refused, run_here, run_verb
 from tests.models.toy_videos import video_set
 
 
@@ -58,7 +58,7 @@ def test_a_base_and_an_expert_become_a_reward(tiny, tmp_path):
         tmp_path / "base",
         tmp_path / "relative",
     )
-    run_verb("collect", "task=door-close", "env.episode_steps=20", "behaviour=random", "episodes=4",
+    run_verb("collect", "task=door-close", "env.episode_steps=20", "behaviour=random", "episodes=4", "workers=1",
              "validation_every=2", "seed=9", f"out={tmp_path}/random")  # fmt: skip
     data = f"data=[{tiny}/data/expert,{tmp_path}/random]"
     common = [o for o in TINY if not o.startswith(("env", "codec"))] + [data, "device=cpu", "threads=1"]
@@ -76,7 +76,7 @@ def test_a_base_and_an_expert_become_a_reward(tiny, tmp_path):
         entry = entries["door-close"]
         assert entry["mean_expert"] > entry["mean_others"] and entry["std"] > 0
     for form in ("r1", "r3"):
-        run_verb("score", "reward=relative", f"frame_reward.form={form}", f"checkpoint={out}",
+        run_here("score", "reward=relative", f"frame_reward.form={form}", f"checkpoint={out}",
                  f"videos={tiny}/data/expert", "split=validation", f"against=[{tmp_path}/random,frozen]",
                  f"out={tmp_path}/{form}")  # fmt: skip
         against = json.loads((tmp_path / form / "summary.json").read_text())["against"]

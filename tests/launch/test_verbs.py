@@ -8,7 +8,7 @@ import json
 import pytest
 
 from models.videos import read_videos
-from tests.launch.conftest import refused, run_verb
+from tests.launch.conftest import refused, run_here, run_verb
 
 
 def test_collected_videos_are_successes_with_an_index(tiny):
@@ -30,7 +30,7 @@ def test_videos_do_not_depend_on_the_number_of_processes(tmp_path):
 
 def test_score_writes_a_row_per_frame_and_the_aucs(tiny, tmp_path):
     out = tmp_path / "score"
-    run_verb(
+    run_here(
         "score",
         f"checkpoint={tiny}/video",
         f"videos={tiny}/data/expert",

@@ -12,7 +12,7 @@ from models.videogpt import VideoGPTConfig
 from models.videogpt_training import VideoGPTTrainingConfig
 from models.vqgan import VQGANConfig
 from reward_service.viper_reward import ViperRewardConfig
-from tests.launch.conftest import run_verb
+from tests.launch.conftest import run_here, run_verb
 
 
 @pytest.mark.parametrize("preset", group_options("preset"))
@@ -50,7 +50,7 @@ def test_videogpt_is_trained_with_the_statistics_of_both_modes_and_scores_videos
     assert set(statistics) == {"likelihood/last_frame", "entropy/last_frame"}
     assert all(set(tasks) == {"door-close", "domain"} for tasks in statistics.values())
     for reward in ("viper", "viper_std"):
-        run_verb(
+        run_here(
             "score",
             *(f"reward={reward}", f"checkpoint={tmp_path}/gpt", f"videos={tiny}/data/expert"),
             *("split=validation", f"against=[{tiny}/data/random]", f"out={tmp_path}/{reward}"),
