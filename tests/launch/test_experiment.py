@@ -26,7 +26,7 @@ from launch.report import (
     write_rows,
 )
 from models.files import write_json
-from tests.launch.conftest import run_verb
+from tests.launch.conftest import run_here, run_verb
 from tests.launch.test_training import SMALL
 
 PLAN = Plan(
@@ -221,9 +221,9 @@ def test_an_experiment_runs_once_and_its_report_has_its_numbers(tmp_path):
     ]
     first = run_verb("experiment", f"runs={tmp_path}/runs", *plan).stdout
     assert "1 of 1 runs to do" in first
-    again = run_verb("experiment", f"runs={tmp_path}/runs", *plan).stdout
+    again = run_here("experiment", f"runs={tmp_path}/runs", *plan)
     assert "finished     door-close_dense_seed3\n" in again and "0 of 1 runs to do" in again
-    run_verb("report", f"runs={tmp_path}/runs", f"out={tmp_path}/results", *plan)
+    run_here("report", f"runs={tmp_path}/runs", f"out={tmp_path}/results", *plan)
     rows = list(csv.DictReader((tmp_path / "results" / "tiny.csv").open()))
     assert {row["phase"] for row in rows} == {"train", "eval"}
     assert rows[-1]["agent_steps"] == "200" and rows[-1]["reward"] == "dense"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +11,9 @@ from launch.diffuser_stage import family_of, goal_name, with_family_of_the_data
 from launch.relative import DOMAINS, domain_module, relative, with_action_and_family
 from models.diffuser.config import DiffuserConfig, DiffuserTrainingConfig
 from models.relative.config import RelativeRewardConfig, RelativeTrainingConfig, SteeringConfig
+from tests.launch.conftest import run_here, run_verb
 from tests.models.diffuser.support import walks
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "device=cpu",
     "threads=1",
@@ -131,23 +128,15 @@ def test_refusals(tmp_path):
         with_family_of_the_data(["stage=diffuser", f"data={tmp_path}"])
 
 
-def command(script: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / script), *arguments], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_from_trajectories_to_a_reward(tmp_path):
     walks(tmp_path / "slow", 0.0, "base")
     walks(tmp_path / "fast", 0.5, "expert")
     stage = ["stage=diffuser", *TINY]
-    assert "done" in command("pretrain.py", *stage, f"data={tmp_path / 'slow'}", f"out={tmp_path / 'base'}")
+    assert "done" in run_here("pretrain", *stage, f"data={tmp_path / 'slow'}", f"out={tmp_path / 'base'}")
     pair = [f"base={tmp_path / 'base'}", f"out={tmp_path / 'expert'}"]
-    command("pretrain.py", *stage, f"data={tmp_path / 'fast'}", *pair)
+    run_here("pretrain", *stage, f"data={tmp_path / 'fast'}", *pair)
     pair = [f"base={tmp_path / 'base'}", f"expert={tmp_path / 'expert'}", f"out={tmp_path / 'reward'}"]
-    assert "[reward] done" in command("relative.py", "train", "domain=maze", *pair, *TINY_REWARD)
+    assert "[reward] done" in run_verb("relative", "train", "domain=maze", *pair, *TINY_REWARD).stdout
     facts = json.loads((tmp_path / "reward" / "config.json").read_text())
     assert facts["base"]["folder"] == str(tmp_path / "base") and facts["horizon"] == 8
 
@@ -155,12 +144,12 @@ def test_from_trajectories_to_a_reward(tmp_path):
 def test_the_toy_end_to_end(tmp_path):
     tiny = ["relative_training.train_steps=20", "relative_training.validation_windows=64", "toy.samples=50"]
     arguments = ["all", f"out={tmp_path / 'toy'}", *tiny, "threads=1"]
-    assert "share of samples at the expert's mode" in command("relative.py", *arguments)
+    assert "share of samples at the expert's mode" in run_verb("relative", *arguments).stdout
     results = json.loads((tmp_path / "toy" / "results.json").read_text())
     assert set(results["expert_mode_share"]) == {"scale 0", "scale 1", "scale 2", "expert"}
     assert len(results["log_ratio_correlation"]) == 20
     assert 1000 < (tmp_path / "toy" / "toy.png").stat().st_size < 150_000
-    assert "trained already" in command("relative.py", *arguments)
+    assert "trained already" in run_here("relative", *arguments)
 
 
 def test_a_trained_toy_is_not_passed_off_as_another(tmp_path):
