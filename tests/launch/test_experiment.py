@@ -223,7 +223,7 @@ def test_an_experiment_runs_once_and_its_report_has_its_numbers(tmp_path):
     assert "1 of 1 runs to do" in first
     again = run_here("experiment", f"runs={tmp_path}/runs", *plan)
     assert "finished     door-close_dense_seed3\n" in again and "0 of 1 runs to do" in again
-    run_here("report", f"runs={tmp_path}/runs", f"out={tmp_path}/results", *plan)
+    run_verb("report", f"runs={tmp_path}/runs", f"out={tmp_path}/results", *plan)
     rows = list(csv.DictReader((tmp_path / "results" / "tiny.csv").open()))
     assert {row["phase"] for row in rows} == {"train", "eval"}
     assert rows[-1]["agent_steps"] == "200" and rows[-1]["reward"] == "dense"
